@@ -1,0 +1,1 @@
+"""What the measurements mean: quality, ceilings and crossovers."""

@@ -1,0 +1,1 @@
+"""Measuring: what a command runs, records and reports."""

@@ -1,0 +1,1 @@
+"""Decode paths: one step of attention for a batch, by name."""

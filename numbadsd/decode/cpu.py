@@ -1,0 +1,110 @@
+"""Decode on the CPU: dense over every page, sparse over the selected ones."""
+
+import numpy as np
+
+from numbadsd.config import check
+from numbadsd.kernels.cpu.attend import attend_pages
+from numbadsd.kernels.cpu.gather import gather_pages, select_rows
+from numbadsd.kernels.cpu.score import score_pages
+from numbadsd.kernels.cpu.topk import select_pages
+from numbadsd.pages.cache import PagedKvCache
+from numbadsd.timing import StageClock
+from numbadsd.types import DecodeResult, PageTable
+
+
+class _CpuPath:
+    """What both CPU paths share: arguments, outputs, and the attend stage."""
+
+    def __init__(self, cache: PagedKvCache, *, fused: bool = True):
+        self.cache = cache
+        self.config = cache.config
+        self.fused = fused
+
+    def decode(self, queries: np.ndarray, request_ids) -> DecodeResult:
+        """Attend one query per request to that request's context.
+
+        Parameters
+        ----------
+        queries : ndarray [B, H, D] float32
+            One query per request.
+        request_ids : sequence of int, length B
+            Requests of the cache.
+
+        Returns
+        -------
+        DecodeResult
+            Zeros and lse = -inf where nothing is attended.
+        """
+        clock = StageClock()
+        queries = self._checked(queries, request_ids)
+        table = self.cache.page_table(request_ids)
+        clock.lap("page_table")
+        outputs = np.empty_like(queries)
+        lse = np.empty(queries.shape[:2], np.float32)
+        clock.lap("malloc")
+        selected = self._attend(queries, table, outputs, lse, clock)
+        return DecodeResult(outputs, lse, selected, clock.times())
+
+    def _checked(self, queries: np.ndarray, request_ids) -> np.ndarray:
+        shape = (len(request_ids), self.config.num_heads, self.config.head_dim)
+        check(np.shape(queries) == shape, "queries", f"shape {np.shape(queries)}", f"{shape}")
+        return np.ascontiguousarray(queries, np.float32)
+
+    def _attend_rows(self, queries, pool, rows, outputs, lse) -> None:
+        keys, values = pool
+        config = self.config
+        attend_pages(
+            queries, keys, values, *rows, config.num_kv_heads, config.sm_scale, outputs, lse
+        )
+
+
+class DenseCpuPath(_CpuPath):
+    """Attention over every page: one row per request that lists them all."""
+
+    def _attend(self, queries, table: PageTable, outputs, lse, clock: StageClock) -> None:
+        pool = self.cache.pool
+        self._attend_rows(queries, (pool.keys, pool.values), table, outputs, lse)
+        clock.lap("attend")
+
+
+class SparseCpuPath(_CpuPath):
+    """Score pages, select the best, attend to them: in place (fused) or in a copy (staged)."""
+
+    def _attend(self, queries, table: PageTable, outputs, lse, clock: StageClock) -> np.ndarray:
+        selected = self._select(queries, table, clock)
+        rows = select_rows(selected, *table, self.config.page_size)
+        clock.lap("sparse_layout")
+        pool = (self.cache.pool.keys, self.cache.pool.values)
+        if not self.fused:
+            pool, rows = self._gather(pool, rows, clock)
+        self._attend_rows(queries, pool, rows, outputs, lse)
+        clock.lap("attend")
+        return selected
+
+    def _select(self, queries, table: PageTable, clock: StageClock) -> np.ndarray:
+        config, batch = self.config, len(queries)
+        counts = table.page_counts
+        scores = np.empty((batch, config.num_units, max(counts, default=0)), np.float32)
+        selected = np.empty((batch, config.num_units, config.top_k_pages), np.int32)
+        clock.lap("malloc")
+        score_pages(
+            queries, self.cache.summaries, table.page_indptr, table.page_ids,
+            config.summary, config.share, config.sm_scale, scores,
+        )  # fmt: skip
+        clock.lap("score")
+        select_pages(scores, counts, config.num_sink_pages, config.num_recent_pages, selected)
+        clock.lap("topk")
+        return selected
+
+    def _gather(self, pool, rows, clock: StageClock):
+        """Copy the selected pages into a compact pool, in which page i is the i-th selected."""
+        keys, values = pool
+        row_indptr, page_ids, last_page_tokens = rows
+        num_units = self.config.num_units
+        row_kv_heads = self.config.num_kv_heads if num_units == 1 else 1
+        shape = (page_ids.size, row_kv_heads, *keys.shape[2:])
+        copies = np.empty(shape, keys.dtype), np.empty(shape, values.dtype)
+        clock.lap("malloc")
+        gather_pages(keys, values, row_indptr, page_ids, num_units, *copies)
+        clock.lap("gather")
+        return copies, (row_indptr, np.arange(page_ids.size, dtype=np.int32), last_page_tokens)

@@ -1,0 +1,1 @@
+"""CPU kernels: Numba, parallel over tasks, explicit vectors inside a task."""

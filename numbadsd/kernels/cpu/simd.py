@@ -1,0 +1,192 @@
+"""Vectors in registers: the arithmetic instructions that Numba does not offer.
+
+`Vec(lanes)` is a Numba type for a float32 vector; ``+``, ``*``, ``max`` and ``abs`` work on it. A
+4x16 vector holds 16 columns of four rows, row after row. Sums have a written order (halving trees),
+so that a dot product has the same bits however its caller blocks rows and heads.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 16
+ROWS = 4
+F32, I32 = ir.FloatType(), ir.IntType(32)
+_CONTRACT = ("contract",)  # a * b + c may become one fma
+
+
+class Vec(types.Type):
+    """A float32 vector of `lanes` elements."""
+
+    def __init__(self, lanes):
+        self.lanes = lanes
+        super().__init__(name=f"float32x{lanes}")
+
+
+@register_model(Vec)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, vector_type(fe_type.lanes))
+
+
+def vector_type(lanes, element=F32):
+    """Return the LLVM vector type."""
+    return ir.VectorType(element, lanes)
+
+
+def lane_numbers(numbers):
+    """Return a constant vector of int32, as shuffles and shifts take it."""
+    return ir.Constant(vector_type(len(numbers), I32), list(numbers))
+
+
+def _pick(builder, vector, numbers):
+    return builder.shuffle_vector(vector, vector, lane_numbers(numbers))
+
+
+def _make_splat(lanes):
+    @intrinsic
+    def splat(typingctx, number):
+        def codegen(context, builder, signature, args):
+            empty = ir.Constant(vector_type(lanes), ir.Undefined)
+            first = builder.insert_element(empty, args[0], I32(0))
+            return _pick(builder, first, [0] * lanes)
+
+        return Vec(lanes)(types.float32), codegen
+
+    return splat
+
+
+splat4, splat16, splat64 = _make_splat(4), _make_splat(16), _make_splat(64)
+
+
+@intrinsic
+def repeat_4x(typingctx, vector):
+    """Repeat a vector of 16 four times: one row against four."""
+
+    def codegen(context, builder, signature, args):
+        return _pick(builder, args[0], list(range(LANES)) * ROWS)
+
+    return Vec(ROWS * LANES)(vector), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """Return a * b + c, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        vector = vector_type(a.lanes)
+        name = f"llvm.fma.v{a.lanes}f32"
+        function_type = ir.FunctionType(vector, [vector] * 3)
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, function_type, name), args
+        )
+
+    return a(a, b, c), codegen
+
+
+def _larger(builder, a, b):
+    """a where a > b, else b: a NaN in `a` never replaces `b`."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@intrinsic
+def _vec_max(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, args: _larger(builder, *args)
+
+
+@intrinsic
+def _vec_add(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, args: builder.fadd(*args, flags=_CONTRACT)
+
+
+@intrinsic
+def _vec_mul(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, args: builder.fmul(*args, flags=_CONTRACT)
+
+
+@intrinsic
+def _vec_abs(typingctx, a):
+    def codegen(context, builder, signature, args):
+        vector = vector_type(a.lanes)
+        function_type = ir.FunctionType(vector, [vector])
+        name = f"llvm.fabs.v{a.lanes}f32"
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, function_type, name), args
+        )
+
+    return a(a), codegen
+
+
+def _is_pair(a, b):
+    return isinstance(a, Vec) and a == b
+
+
+@overload(operator.add)
+def _add(a, b):
+    if _is_pair(a, b):
+        return lambda a, b: _vec_add(a, b)
+
+
+@overload(operator.mul)
+def _mul(a, b):
+    if _is_pair(a, b):
+        return lambda a, b: _vec_mul(a, b)
+
+
+@overload(max)
+def _max(a, b):
+    if _is_pair(a, b):
+        return lambda a, b: _vec_max(a, b)
+
+
+@overload(abs)
+def _abs(a):
+    if isinstance(a, Vec):
+        return lambda a: _vec_abs(a)
+
+
+def _fold(builder, vector, rows, combine):
+    """Reduce each row of 16 lanes to one by halving: lane i with lane i + 8, then + 4, 2, 1."""
+    width = LANES
+    while width > 1:
+        half = width // 2
+        low = [row * width + lane for row in range(rows) for lane in range(half)]
+        vector = combine(
+            _pick(builder, vector, low), _pick(builder, vector, [lane + half for lane in low])
+        )
+        width = half
+    return vector
+
+
+@intrinsic
+def sum_rows(typingctx, vector):
+    """Return the four row sums of a 4x16 vector, as a vector of 4."""
+
+    def codegen(context, builder, signature, args):
+        return _fold(builder, args[0], ROWS, builder.fadd)
+
+    return Vec(ROWS)(vector), codegen
+
+
+@intrinsic
+def sum_lanes(typingctx, vector):
+    """Return the sum of 16 lanes; the same order, so the same bits, as a row of `sum_rows`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.extract_element(_fold(builder, args[0], 1, builder.fadd), I32(0))
+
+    return types.float32(vector), codegen
+
+
+@intrinsic
+def max_lanes(typingctx, vector):
+    """Return the largest of 16 lanes."""
+
+    def codegen(context, builder, signature, args):
+        folded = _fold(builder, args[0], 1, lambda a, b: _larger(builder, a, b))
+        return builder.extract_element(folded, I32(0))
+
+    return types.float32(vector), codegen

@@ -1,0 +1,120 @@
+"""Scalar maths written once and compiled for every target.
+
+Plain functions with no decorator: a backend wraps them with its own compiler, and a test calls them
+with NumPy scalars. The page bounds also accept vectors (anything with ``+``, ``*``, ``abs``,
+``max``). Nothing here reassociates or contracts, so that the result is the same on every machine.
+"""
+
+import numpy as np
+
+NEG_INF = np.float32(-np.inf)
+
+# exp(x) = 2^n * exp(r), n = round(x / ln 2), r = x - n ln 2 in two steps (Cody & Waite 1980), so
+# that r keeps float32 accuracy. Polynomial of exp on |r| <= ln(2)/2: Cephes expf (Moshier).
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH = np.float32(0.693359375)
+_LN2_LOW = np.float32(-2.12194440e-4)
+_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves round(x) in the low bits
+_EXP_LOWEST = np.float32(-87.0)  # below, exp would be subnormal: flushed to 0
+_ONE = np.float32(1.0)
+_C0 = np.float32(1.9875691500e-4)
+_C1 = np.float32(1.3981999507e-3)
+_C2 = np.float32(8.3334519073e-3)
+_C3 = np.float32(4.1665795894e-2)
+_C4 = np.float32(1.6666665459e-1)
+_C5 = np.float32(5.0000001201e-1)
+_ONE_BITS = np.int32(0x3F800000)
+_MANTISSA_BITS = np.int32(23)
+
+
+def exp_nonpositive(x):
+    """Return exp(x) for x <= 0 in float32: 0 below -87 and at -inf, NaN at NaN, exactly 1 at 0."""
+    clamped = _EXP_LOWEST if x < _EXP_LOWEST else x
+    shifted = np.float32(clamped * _LOG2_E + _ROUND)
+    n = shifted - _ROUND
+    r = clamped - n * _LN2_HIGH - n * _LN2_LOW
+    p = _C0 * r + _C1
+    p = p * r + _C2
+    p = p * r + _C3
+    p = p * r + _C4
+    p = p * r + _C5
+    p = p * r * r + r + _ONE
+    # The low bits of `shifted` are n; moved up into the exponent field they scale 1.0 to 2^n.
+    scale_bits = np.int32((np.float32(shifted).view(np.int32) << _MANTISSA_BITS) + _ONE_BITS)
+    result = p * np.int32(scale_bits).view(np.float32)
+    return np.float32(0.0) if x < _EXP_LOWEST else result
+
+
+def softmax_shift(maximum):
+    """Return what is subtracted before exp: the maximum, or 0 where every score is -inf."""
+    return np.float32(0.0) if maximum == NEG_INF else maximum
+
+
+MEAN_BOUND, MINMAX_BOUND, RADIUS_BOUND = 0, 1, 2
+
+
+def mean_bound(total, q, mean):
+    """Add one dimension of ``q . mean`` to a page's score."""
+    return total + q * mean
+
+
+def minmax_bound(total, q, low, high):
+    """Add one dimension of ``sum_d max(q_d low_d, q_d high_d)`` (Quest, Tang et al. 2024)."""
+    return total + max(q * low, q * high)
+
+
+def radius_bound(total, q, centre, radius):
+    """Add one dimension of ``q . centre + |q| . radius`` (cuboid_mean and mean_std)."""
+    return total + (q * centre + abs(q) * radius)
+
+
+_SIGN_BIT = np.uint32(0x80000000)
+_ALL_BITS = np.uint32(0xFFFFFFFF)
+FORCED_KEY = _ALL_BITS  # above the key of +inf
+
+
+def ordered_key(score):
+    """Return a uint32 that orders as the float32 score does; NaN as -inf, -0.0 as 0.0."""
+    number = np.float32(score + np.float32(0.0))  # -0.0 + 0.0 is +0.0
+    if number != number:
+        number = NEG_INF
+    bits = np.uint32(np.float32(number).view(np.uint32))
+    return np.uint32(bits ^ (_ALL_BITS if bits & _SIGN_BIT else _SIGN_BIT))
+
+
+_GOLDEN = np.uint32(0x9E3779B9)
+_MIX_1 = np.uint32(0x21F0AAAD)
+_MIX_2 = np.uint32(0x735A2D97)
+
+
+def mix32(x):
+    """Return a well-mixed uint32 of a uint32: a bijective finalizer (Wellons, hash-prospector)."""
+    x = np.uint32(x ^ (x >> np.uint32(16)))
+    x = np.uint32(x * _MIX_1)
+    x = np.uint32(x ^ (x >> np.uint32(15)))
+    x = np.uint32(x * _MIX_2)
+    return np.uint32(x ^ (x >> np.uint32(15)))
+
+
+def make_row_key(mix):
+    """Return ``row_key``, given a backend's compiled `mix32` (compiled code calls compiled code)."""
+
+    def row_key(seed, request_id, stream, token):
+        """Return the uint32 that names one token's row of one request's random stream."""
+        key = mix(np.uint32(np.uint32(seed) ^ _GOLDEN))
+        key = mix(np.uint32(key ^ np.uint32(request_id)))
+        key = mix(np.uint32(key ^ np.uint32(stream)))
+        return mix(np.uint32(key ^ mix(np.uint32(token))))
+
+    return row_key
+
+
+def make_uniform_at(mix):
+    """Return ``uniform_at``, given a backend's compiled `mix32`."""
+
+    def uniform_at(row_key, channel):
+        """Return a float32 uniform in [-1, 1), a pure function of a row's key and the channel."""
+        word = mix(np.uint32(row_key + np.uint32(np.uint32(channel) * _GOLDEN)))
+        return np.float32(word >> np.uint32(8)) * np.float32(2.0**-23) - _ONE
+
+    return uniform_at

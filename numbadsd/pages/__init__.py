@@ -1,0 +1,1 @@
+"""Pages: who owns which, what they hold, and the arrays they live in."""

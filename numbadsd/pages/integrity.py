@@ -1,0 +1,51 @@
+"""Checks that explain, with numbers, what is wrong with a pool or a cache."""
+
+import numpy as np
+
+from numbadsd.errors import IntegrityError
+from numbadsd.kernels.cpu.append import summarise_pages
+from numbadsd.pages.layout import pages_for
+
+
+def check_ownership(pool, sequences: dict, page_size: int) -> None:
+    """Raise IntegrityError unless each allocated page has one owner and room for its tokens."""
+    owners = np.zeros(pool.capacity_pages, np.int64)
+    for request_id, sequence in sequences.items():
+        needed = pages_for(sequence.num_tokens, page_size)
+        if sequence.pages.size < needed:
+            raise IntegrityError(
+                f"request {request_id} has {sequence.num_tokens} tokens, which need {needed} pages "
+                f"of {page_size}, but owns {sequence.pages.size}"
+            )
+        np.add.at(owners, sequence.pages, 1)
+    allocated = np.array([pool.is_allocated(page) for page in np.flatnonzero(owners)], bool)
+    for problem, pages in (
+        ("owned more than once", np.flatnonzero(owners > 1)),
+        ("owned but free", np.flatnonzero(owners)[~allocated]),
+    ):
+        if pages.size:
+            raise IntegrityError(f"{pages.size} pages are {problem}: first {pages[:8]}")
+    in_use, owned = pool.capacity_pages - pool.num_free_pages, int((owners > 0).sum())
+    if in_use != owned:
+        raise IntegrityError(f"{in_use} pages are allocated, {owned} of them have an owner")
+
+
+def check_summaries(cache) -> None:
+    """Raise IntegrityError unless every summary equals a rebuild from its page's keys."""
+    size = cache.config.page_size
+    for request_id in cache.request_ids:
+        pages = cache.request_pages(request_id)
+        if not pages.size:
+            continue
+        page_tokens = np.full(pages.size, size, np.int32)
+        page_tokens[-1] = (cache.num_tokens(request_id) - 1) % size + 1
+        kept = cache.summaries[pages]
+        rebuilt = np.empty_like(kept)
+        summarise_pages(cache.pool.keys, pages, page_tokens, cache.config.summary, rebuilt)
+        bytes_of = lambda a: a.reshape(pages.size, -1).view(np.uint8)  # noqa: E731 (NaN == NaN)
+        wrong = np.flatnonzero((bytes_of(kept) != bytes_of(rebuilt)).any(axis=1))
+        if wrong.size:
+            raise IntegrityError(
+                f"request {request_id}: {wrong.size} of {pages.size} page summaries differ from "
+                f"a rebuild: first page {pages[wrong[0]]}"
+            )

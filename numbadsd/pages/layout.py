@@ -1,0 +1,76 @@
+"""Index arithmetic of pages: where tokens land, and what shapes the pools have."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numbadsd.config import KV_DTYPES, ModelConfig, Summary
+
+
+class Runs(NamedTuple):
+    """The parts of an append, one for each page that it writes.
+
+    Attributes
+    ----------
+    page_ids, first_slots : ndarray [R] int32
+        The page of a run, and the slot of its first token.
+    token_indptr : ndarray [R + 1] int64
+        Run r stores the new tokens ``token_indptr[r] : token_indptr[r + 1]``.
+    """
+
+    page_ids: np.ndarray
+    first_slots: np.ndarray
+    token_indptr: np.ndarray
+
+
+def pages_for(num_tokens: int, page_size: int) -> int:
+    """Return how many pages hold `num_tokens`."""
+    return -(-num_tokens // page_size)
+
+
+def runs_of(page_ids: np.ndarray, first_token: int, num_tokens: int, page_size: int) -> Runs:
+    """Return the runs that put tokens first_token .. first_token + num_tokens in their pages.
+
+    `page_ids` are the request's pages in logical order, [pages] int32.
+    """
+    first_page = first_token // page_size
+    end_page = pages_for(first_token + num_tokens, page_size)
+    starts = np.arange(first_page, end_page, dtype=np.int64) * page_size
+    bounds = np.append(starts, first_token + num_tokens)
+    bounds[0] = first_token
+    return Runs(
+        page_ids[first_page:end_page],
+        (bounds[:-1] - starts).astype(np.int32),
+        bounds - first_token,
+    )
+
+
+def summary_shape(config: ModelConfig, num_pages: int) -> tuple[int, ...]:
+    """Return the shape of the summaries of `num_pages` pages: [N, G, D] or [N, 2, G, D]."""
+    arrays = Summary(config.summary).arrays
+    head_shape = (config.num_kv_heads, config.head_dim)
+    return (num_pages, *head_shape) if arrays == 1 else (num_pages, arrays, *head_shape)
+
+
+def cache_bytes(config: ModelConfig, num_pages: int) -> int:
+    """Return the bytes of K, V and summaries of `num_pages` pages."""
+    return num_pages * (config.page_bytes + config.summary_bytes)
+
+
+def as_storable(name: str, array: np.ndarray, shape: tuple) -> np.ndarray:
+    """Return tokens as a C-contiguous array of a storage dtype, or raise ValueError.
+
+    `shape` may hold None where any size fits. float64 is rounded to float32.
+    """
+    array = np.asarray(array)
+    wanted = tuple("tokens" if n is None else n for n in shape)
+    fits = len(array.shape) == len(shape) and all(
+        want is None or got == want for got, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name}: got shape {array.shape}, want {wanted}".replace("'", ""))
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    if array.dtype not in KV_DTYPES.values():
+        raise ValueError(f"{name}: got dtype {array.dtype}, want a float32, float16 or bfloat16")
+    return np.ascontiguousarray(array)

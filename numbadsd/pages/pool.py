@@ -1,0 +1,156 @@
+"""PagePool: a fixed number of pages, who is free, and the storage of K and V."""
+
+import numpy as np
+
+from numbadsd.config import KV_DTYPES, check
+from numbadsd.errors import IntegrityError, PageStateError, PoolExhausted, StorageUnavailable
+
+
+class PagePool:
+    """K and V storage of a fixed number of pages with a last-in-first-out free list.
+
+    Parameters
+    ----------
+    capacity_pages : int
+        Pages of the pool, N.
+    num_kv_heads, page_size, head_dim : int
+        Shape of a page: [G, T, D] in K and in V.
+    kv_dtype : {"float32", "float16", "bfloat16"}
+        Storage type.
+    allocate_storage : bool
+        False gives a pool that only counts pages; reading its storage raises StorageUnavailable.
+
+    Notes
+    -----
+    The free list starts as 0 .. N-1 and is popped from the back: the first pages are N-1, N-2, ...
+    """
+
+    def __init__(
+        self,
+        capacity_pages: int,
+        num_kv_heads: int,
+        page_size: int,
+        head_dim: int,
+        kv_dtype: str = "float32",
+        allocate_storage: bool = True,
+    ):
+        for name, value in (
+            ("capacity_pages", capacity_pages),
+            ("num_kv_heads", num_kv_heads),
+            ("page_size", page_size),
+            ("head_dim", head_dim),
+        ):
+            is_integer = isinstance(value, (int, np.integer))
+            check(is_integer and value >= 1, name, value, "an integer >= 1")
+        check(capacity_pages < 2**31, "capacity_pages", capacity_pages, "at most 2147483647")
+        check(kv_dtype in KV_DTYPES, "kv_dtype", kv_dtype, "one of " + ", ".join(KV_DTYPES))
+        self.capacity_pages = int(capacity_pages)
+        self._keys = self._values = None
+        if allocate_storage:
+            shape = (self.capacity_pages, num_kv_heads, page_size, head_dim)
+            self._keys = np.zeros(shape, KV_DTYPES[kv_dtype])
+            self._values = np.zeros(shape, KV_DTYPES[kv_dtype])
+        self._free = np.empty(self.capacity_pages, np.int32)
+        self._is_allocated = np.empty(self.capacity_pages, bool)
+        self.reset()
+
+    def reset(self) -> None:
+        """Free every page; the free list is as it was at the start."""
+        self._free[:] = np.arange(self.capacity_pages)
+        self._num_free = self.capacity_pages
+        self._is_allocated[:] = False
+
+    @property
+    def has_storage(self) -> bool:
+        """Whether the pool holds K and V, or only counts pages."""
+        return self._keys is not None
+
+    @property
+    def keys(self) -> np.ndarray:
+        """K of all pages, [N, G, T, D]."""
+        return self._storage(self._keys)
+
+    @property
+    def values(self) -> np.ndarray:
+        """V of all pages, [N, G, T, D]."""
+        return self._storage(self._values)
+
+    @staticmethod
+    def _storage(array: np.ndarray | None) -> np.ndarray:
+        if array is None:
+            raise StorageUnavailable("the pool was made with allocate_storage=False")
+        return array
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that can be allocated now."""
+        return self._num_free
+
+    def is_allocated(self, page_id: int) -> bool:
+        """Return whether a page is in use."""
+        return bool(self._is_allocated[self._checked(page_id)])
+
+    def key_page(self, page_id: int) -> np.ndarray:
+        """Return K of an allocated page as a view, [G, T, D]."""
+        return self.keys[self._in_use(page_id)]
+
+    def value_page(self, page_id: int) -> np.ndarray:
+        """Return V of an allocated page as a view, [G, T, D]."""
+        return self.values[self._in_use(page_id)]
+
+    def allocate(self) -> int:
+        """Take one page; raises PoolExhausted."""
+        return int(self.allocate_many(1)[0])
+
+    def allocate_many(self, num_pages: int) -> np.ndarray:
+        """Take pages, all or none; returns their ids ascending, [num_pages] int32."""
+        check(num_pages >= 0, "num_pages", num_pages, "an integer >= 0")
+        if num_pages > self._num_free:
+            raise PoolExhausted(num_pages, self._num_free, self.capacity_pages)
+        self._num_free -= num_pages
+        page_ids = np.sort(self._free[self._num_free : self._num_free + num_pages])
+        self._is_allocated[page_ids] = True
+        return page_ids
+
+    def free(self, page_id: int) -> None:
+        """Give one page back; raises PageStateError when it is free already."""
+        self.free_many(np.asarray([page_id]))
+
+    def free_many(self, page_ids: np.ndarray) -> None:
+        """Give pages back, all or none; an id may stand in the list once."""
+        page_ids = np.asarray(page_ids)
+        for page_id in page_ids[(page_ids < 0) | (page_ids >= self.capacity_pages)]:
+            self._checked(page_id)
+        unique, counts = np.unique(page_ids, return_counts=True)
+        if (counts > 1).any():
+            raise PageStateError(f"page {unique[counts > 1][0]} is freed twice in one call")
+        for page_id in page_ids[~self._is_allocated[page_ids]]:
+            self._in_use(page_id)
+        self._free[self._num_free : self._num_free + page_ids.size] = page_ids
+        self._num_free += page_ids.size
+        self._is_allocated[page_ids] = False
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless every page is exactly once free or allocated."""
+        free = self._free[: self._num_free]
+        times_free = np.bincount(free, minlength=self.capacity_pages)
+        for problem, pages in (
+            ("several times in the free list", np.flatnonzero(times_free > 1)),
+            ("both free and allocated", np.flatnonzero((times_free > 0) & self._is_allocated)),
+            ("lost: neither free nor allocated",
+             np.flatnonzero((times_free == 0) & ~self._is_allocated)),
+        ):  # fmt: skip
+            if pages.size:
+                raise IntegrityError(
+                    f"{pages.size} of {self.capacity_pages} pages are {problem}: first {pages[:8]}"
+                )
+
+    def _checked(self, page_id: int) -> int:
+        in_range = 0 <= page_id < self.capacity_pages
+        check(in_range, "page_id", int(page_id), f"0 .. {self.capacity_pages - 1}")
+        return int(page_id)
+
+    def _in_use(self, page_id: int) -> int:
+        if not self._is_allocated[self._checked(page_id)]:
+            raise PageStateError(f"page {page_id} is free")
+        return int(page_id)

@@ -1,0 +1,1 @@
+"""What is decoded: synthetic batches, captured tensors and request traces."""

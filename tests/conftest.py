@@ -1,0 +1,18 @@
+"""Settings and fixtures that all tests share; markers are declared in setup.cfg."""
+
+import numba
+import pytest
+from hypothesis import settings
+
+# Compiling inside an example would break hypothesis' deadline, and examples must not change
+# from run to run in the ordinary test run.
+settings.register_profile("numbadsd", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("numbadsd")
+
+
+@pytest.fixture
+def num_threads():
+    """Return a setter of Numba's thread count; the old count comes back after the test."""
+    before = numba.get_num_threads()
+    yield numba.set_num_threads
+    numba.set_num_threads(before)
