@@ -1,1 +1,1 @@
-"""The commands, one a file; installed as numbadsd.cli."""
+"""Commands: one click command a file."""

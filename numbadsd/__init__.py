@@ -11,7 +11,7 @@ from numbadsd.errors import (
     PoolExhausted,
     StorageUnavailable,
 )
-from numbadsd.pages.cache import AppendedToken, PagedKvCache, PageDescriptor
+from numbadsd.pages.cache import AppendedToken, PageDescriptor, PagedKvCache
 from numbadsd.pages.pool import PagePool
 from numbadsd.types import DecodeResult, PageTable, StageTimes
 

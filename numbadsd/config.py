@@ -215,7 +215,7 @@ class DecodeBenchConfig:
         _integer("iterations", self.iterations, 1)
         _integer("warmup", self.warmup, 0)
         _choice("data", self.data, DATA_KINDS)
-        self.model  # a wrong model shape is a wrong configuration
+        assert self.model  # built here: a wrong model shape is a wrong configuration
 
     @property
     def model(self) -> ModelConfig:

@@ -139,7 +139,8 @@ def _logits(head_keys: np.ndarray, pages: np.ndarray, queries: np.ndarray) -> np
     with np.errstate(invalid="ignore", over="ignore"):  # inf - inf: a NaN logit, -inf below
         for first in range(0, len(pages), step):
             block = head_keys[pages[first : first + step]].astype(np.float64)
-            # Not BLAS: einsum rounds equal keys equally wherever they stand: ties stay ties.
+            # einsum rounds equal keys equally wherever they stand, so that ties stay ties; BLAS
+            # promises no such thing.
             np.einsum("hd,ptd->hpt", queries, block, out=logits[:, first : first + step])
     logits[np.isnan(logits)] = -np.inf
     return logits

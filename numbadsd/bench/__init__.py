@@ -1,1 +1,1 @@
-"""Measuring: what a command runs, records and reports."""
+"""Benchmarks: what is measured, the record of it, and the report one reads."""

@@ -97,7 +97,7 @@ def mix32(x):
 
 
 def make_row_key(mix):
-    """Return ``row_key``, given a backend's compiled `mix32` (compiled code calls compiled code)."""
+    """Return ``row_key``, given a backend's compiled `mix32`: only it can be called."""
 
     def row_key(seed, request_id, stream, token):
         """Return the uint32 that names one token's row of one request's random stream."""

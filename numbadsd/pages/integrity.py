@@ -42,10 +42,14 @@ def check_summaries(cache) -> None:
         kept = cache.summaries[pages]
         rebuilt = np.empty_like(kept)
         summarise_pages(cache.pool.keys, pages, page_tokens, cache.config.summary, rebuilt)
-        bytes_of = lambda a: a.reshape(pages.size, -1).view(np.uint8)  # noqa: E731 (NaN == NaN)
-        wrong = np.flatnonzero((bytes_of(kept) != bytes_of(rebuilt)).any(axis=1))
+        wrong = np.flatnonzero((_page_bytes(kept) != _page_bytes(rebuilt)).any(axis=1))
         if wrong.size:
             raise IntegrityError(
                 f"request {request_id}: {wrong.size} of {pages.size} page summaries differ from "
                 f"a rebuild: first page {pages[wrong[0]]}"
             )
+
+
+def _page_bytes(summaries: np.ndarray) -> np.ndarray:
+    """Return summaries as bytes, one row a page: compared like this, NaN equals NaN."""
+    return summaries.reshape(len(summaries), -1).view(np.uint8)

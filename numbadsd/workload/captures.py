@@ -4,7 +4,8 @@ The arrays ``q [queries, H, D]``, ``k [tokens, G, D]`` and ``v [tokens, G, D]``,
 stand for one layer, or carry the prefix ``layerN.``. Optional, for all layers:
 
 - ``query_positions [queries]``: the token each query belongs to; later keys are its future;
-- ``needle_position``, one token or one for each query: what the queries look for.
+- ``needle_position``, one token or one for each query: what the queries look for. Where queries
+  read a long needle token by token, only one for each tells the page that each must find.
 
 Files come from anywhere: nothing is unpickled, and whatever is wrong raises CaptureError.
 """

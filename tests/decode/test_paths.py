@@ -65,9 +65,7 @@ def oracle_selection(config, queries, keys):
     forced = (config.num_sink_pages, config.num_recent_pages)
     if pages == 0:
         return np.full((config.num_units, k), -1), np.full(config.num_units, True)
-    scores = oracle.page_scores(
-        queries, summaries, config.summary, config.share, config.sm_scale
-    )
+    scores = oracle.page_scores(queries, summaries, config.summary, config.share, config.sm_scale)
     selected = np.array([oracle.select(row, k, *forced) for row in scores], np.int32)
     clear = []
     for row, chosen in zip(scores, selected.reshape(len(scores), k), strict=True):
@@ -378,7 +376,12 @@ def test_a_wrong_argument_is_a_value_error(name, fused, call):
 
 
 @EVERY_PATH
-def test_a_cache_without_storage_is_refused(name, fused):
+def test_a_cache_without_storage_is_refused_before_a_kernel_reads_it(name, fused, monkeypatch):
+    def unreachable(*arguments):
+        raise AssertionError("a kernel was given storage that does not exist")
+
+    for kernel in ("score_pages", "gather_pages", "attend_pages"):
+        monkeypatch.setattr(f"numbadsd.decode.cpu.{kernel}", unreachable)
     cache = PagedKvCache(small_config(), 4, allocate_storage=False)
     cache.append_metadata(0, 5)
     with pytest.raises(StorageUnavailable):

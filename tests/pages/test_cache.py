@@ -53,8 +53,16 @@ def test_tokens_come_back_as_they_were_stored():
     cache.check_integrity()
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("given", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "kv_dtype, given",
+    [
+        ("float32", np.float64),
+        ("float16", np.float64),
+        ("bfloat16", np.float64),
+        ("float16", np.float16),
+        ("bfloat16", np.float16),
+    ],
+)
 def test_any_float_dtype_is_stored_in_the_kv_dtype(kv_dtype, given):
     cache, _, _ = cache_with([], kv_dtype=kv_dtype)
     rng = np.random.default_rng(1)
@@ -111,6 +119,24 @@ def test_the_page_table_of_nothing_is_empty():
     assert [field.tolist() for field in table] == [[0], [], []]
 
 
+def test_the_page_table_reads_an_iterator_once():
+    cache, _, _ = cache_with([3, T + 1])
+    for field, expected in zip(
+        cache.page_table(iter([1, 0])), cache.page_table([1, 0]), strict=True
+    ):
+        np.testing.assert_array_equal(field, expected)
+
+
+def test_a_page_list_is_not_a_handle_on_the_cache():
+    cache, keys, values = cache_with([T, T])
+    try:
+        cache.request_pages(0)[0] = cache.request_pages(1)[0]
+    except ValueError:
+        pass  # a read-only array is as good as a copy
+    cache.check_integrity()
+    assert_holds(cache, 0, keys[0], values[0])
+
+
 def test_a_request_may_stand_in_the_table_twice():
     cache, _, _ = cache_with([3, T + 1])
     table = cache.page_table([1, 1])
@@ -121,7 +147,7 @@ def test_a_request_may_stand_in_the_table_twice():
 def test_a_token_fills_the_tail_page_before_a_new_one_opens():
     cache, keys, values = cache_with([T - 1])
     more_keys, more_values = some_tokens(3)
-    appended = [cache.append_token(0, k, v) for k, v in zip(more_keys, more_values)]
+    appended = [cache.append_token(0, k, v) for k, v in zip(more_keys, more_values, strict=True)]
     pages = cache.request_pages(0).tolist()
     assert [(a.page_id, a.slot, a.new_page) for a in appended] == [
         (pages[0], T - 1, False),
@@ -331,6 +357,7 @@ WRONG = {
     "values of another head_dim": lambda c: c.append_tokens(0, K, V[..., :8]),
     "integer keys": lambda c: c.append_tokens(0, K.astype(np.int64), V),
     "complex values": lambda c: c.append_tokens(0, K, V.astype(np.complex64)),
+    "values of another dtype than keys": lambda c: c.append_tokens(0, K, V.astype(np.float16)),
     "wrong keys of a new request": lambda c: c.append_tokens(8, K[:, :1], V),
     "a token with a token axis": lambda c: c.append_token(0, K, V),
     "a token of another head_dim": lambda c: c.append_token(0, K[0, :, :8], V[0, :, :8]),
@@ -347,6 +374,7 @@ WRONG = {
     "a page id outside the pool": lambda c: c.page(CAPACITY),
     "a negative page id": lambda c: c.page(-1),
     "a negative reservation": lambda c: c.reserve_pages(0, -1),
+    "a reservation of half pages": lambda c: c.reserve_pages(0, 1.5),
     "a negative request id": lambda c: c.append_tokens(-1, K, V),
     "a request id that is no integer": lambda c: c.append_tokens("a", K, V),
 }

@@ -23,7 +23,9 @@ class CacheMachine(RuleBasedStateMachine):
         super().__init__()
         self.tokens, self.owned, self.serial = {}, {}, 0
 
-    @initialize(summary=st.sampled_from(SUMMARIES), kv_dtype=st.sampled_from(["float32", "float16"]))
+    @initialize(
+        summary=st.sampled_from(SUMMARIES), kv_dtype=st.sampled_from(["float32", "float16"])
+    )
     def start(self, summary, kv_dtype):
         config = small_config(summary=summary, kv_dtype=kv_dtype, page_size=T)
         self.cache = PagedKvCache(config, CAPACITY)
@@ -47,7 +49,7 @@ class CacheMachine(RuleBasedStateMachine):
     def store(self, request_id, keys, values):
         stored = [a.astype(self.dtype).astype(np.float32) for a in (keys, values)]
         missing = self.missing(request_id, len(keys))
-        self.tokens.setdefault(request_id, []).extend(zip(*stored))
+        self.tokens.setdefault(request_id, []).extend(zip(*stored, strict=True))
         self.owned[request_id] = self.owned.get(request_id, 0) + missing
 
     @rule(request_id=IDS, count=st.integers(0, 2 * T + 1))

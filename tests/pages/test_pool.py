@@ -247,7 +247,9 @@ class PoolMachine(RuleBasedStateMachine):
         outside = any(not 0 <= page_id < CAPACITY for page_id in page_ids)
         twice = len(set(page_ids)) < len(page_ids) or not set(page_ids) <= set(self.taken)
         if outside or twice:
-            with pytest.raises(ValueError if outside and not twice else (ValueError, PageStateError)):
+            with pytest.raises(
+                ValueError if outside and not twice else (ValueError, PageStateError)
+            ):
                 self.pool.free_many(page_ids)
             return
         self.pool.free_many(page_ids)

@@ -72,7 +72,9 @@ def test_any_mixture_of_appends_gives_the_summaries_of_one_append(kind, dtype):
                 mixed.append_tokens(0, keys[rows], values[rows])
             case 1 if position:
                 count = 1
-                mixed.append_step([0], keys[position : position + 1], values[position : position + 1])
+                mixed.append_step(
+                    [0], keys[position : position + 1], values[position : position + 1]
+                )
             case 2 if position % T == 0:
                 count = min(count, T)
                 mixed.append_page(0, keys[rows][:count], values[rows][:count])
@@ -97,6 +99,22 @@ def test_the_summary_of_a_reused_page_knows_nothing_of_its_last_owner(kind):
     exact = oracle.summarise(keys[0][:1] / 8, kind)
     np.testing.assert_allclose(cache.summaries[0], exact, rtol=0, atol=1e-7)
     cache.check_integrity()
+
+
+@pytest.mark.parametrize("kind", SUMMARIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_and_infinite_keys_rebuild_to_the_same_bits(kind, dtype):
+    config = small_config(summary=kind, kv_dtype=dtype)
+    keys, values = random_tokens(config, 8 * T, seed=23)
+    rng = np.random.default_rng(29)
+    odd_nan = np.uint32([0x7F800001, 0xFFC00001]).view(np.float32)
+    special = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, *odd_nan], np.float32)
+    keys = np.where(rng.random(keys.shape) < 0.3, rng.choice(special, keys.shape), keys)
+    cache, _, _ = make_cache(config, [], capacity_pages=8)
+    for row in range(len(keys)):
+        cache.append_token(0, keys[row], values[row])
+        cache.check_integrity()
+    assert np.isnan(cache.summaries.astype(np.float32)).any()
 
 
 @pytest.mark.parametrize("kind", SUMMARIES)

@@ -187,6 +187,14 @@ def test_local_heads_look_at_the_last_tokens():
     assert np.mean(recent) > 0.7
 
 
+def test_topic_heads_of_a_kv_head_ask_for_different_topics():
+    config = ModelConfig(num_heads=64, num_kv_heads=1, head_dim=32)
+    queries = StructuredWorkload(config, [8192], seed=21).queries[0, 1 :: len(HEAD_KINDS)]
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    cosines = (queries @ queries.T)[np.triu_indices(len(queries), k=1)]
+    assert 0.1 < np.mean(cosines) < 0.4  # they share the sink; one topic too would make it 0.7
+
+
 def test_neighbouring_pages_share_a_segment_and_far_ones_do_not():
     keys, _ = read(StructuredWorkload(CONFIG, [8192], seed=16), 0)
     pages = (keys - keys.mean(axis=0))[:, 0].reshape(-1, 8, 32).mean(axis=1)

@@ -1,8 +1,9 @@
 """Write tokens into pages and renew the summaries of the pages that were written.
 
-A *run* is the part of an append that lands in one page. A summary is always computed from the stored
-keys of the whole page, in token order, so that it equals a rebuild bit for bit whatever the sequence
-of appends was; a page is at most page_size rows, which the append has just brought into cache.
+A *run* is the part of an append that lands in one page. A summary is always computed from the
+stored keys of the whole page, in token order, so that it equals a rebuild bit for bit whatever the
+sequence of appends was; a page is at most page_size rows, which the append has just brought into
+cache.
 """
 
 import numpy as np

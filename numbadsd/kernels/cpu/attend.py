@@ -4,15 +4,15 @@
 
 One kernel serves dense and sparse decode: a *row* is one selection unit of one request with its own
 page list, so dense decode is one row per request that lists every page. A row is cut into splits of
-a fixed number of pages; a task is one split for a block of kv heads. It reads its K tiles, then its V
-tiles, each once for the whole group of query heads.
+a fixed number of pages; a task is one split for a block of kv heads. It reads its K tiles, then its
+V tiles, each once for the whole group of query heads.
 
     row r = (request b, unit u)      pages of row r:  [ split 0 | split 1 | ... ]
     partial results of split s, head h of the row:    slot s * row_heads + h
 
-Where a row is cut depends on its own length alone and every sum has a written order, so an output has
-the same bits alone, in any batch, with any number of threads, and whether dense or sparse decode
-listed its pages.
+Where a row is cut depends on its own length alone and every sum has a written order, so an output
+has the same bits alone, in any batch, with any number of threads, and whether dense or sparse
+decode listed its pages.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """From selected positions to pages: the row table that attention reads, and the explicit copy.
 
-`select_rows` turns logical positions into a page list per (request, unit); the fused path attends to
-these pages where they are. `gather_pages` copies them into a compact pool first, as the reference
-system's CPU path does; attention over the copy gives the same bits.
+`select_rows` turns logical positions into a page list per (request, unit); the fused path attends
+to these pages where they are. `gather_pages` copies them into a compact pool first, as the
+reference system's CPU path does; attention over the copy gives the same bits.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Loads, stores and prefetches of storage words, as single instructions.
 
 Everything is addressed as ``array[row, column]`` of a C-contiguous two-dimensional array of words
-(see `kernels.words`). Half-precision words are widened in registers as they are loaded (float16: one
-conversion instruction; bfloat16: a zero-extension and a shift) and rounded as they are stored.
+(see `kernels.words`). Half-precision words are widened in registers as they are loaded (float16:
+one conversion instruction; bfloat16: a zero-extension and a shift) and rounded as they are stored.
 """
 
 from llvmlite import ir

@@ -2,8 +2,8 @@
 
 A tile is contiguous memory. While it is computed, the tile that follows is prefetched line by line,
 since hardware prefetchers stop at the 4 KiB boundaries that scattered pages keep hitting. Per query
-head every sum has one order, whatever the number of heads or tokens computed together: blocks of four
-heads exist only so that a key or value is loaded and widened once for the group.
+head every sum has one order, whatever the number of heads or tokens computed together: blocks of
+four heads exist only so that a key or value is loaded and widened once for the group.
 """
 
 import numpy as np

@@ -57,11 +57,11 @@ VALUES = {
     "nan and minus infinity": lambda rng, n: rng.choice([np.nan, -np.inf], n),
     "nan among numbers": lambda rng, n: np.where(rng.random(n) < 0.3, np.nan, rng.random(n)),
     "negative nan": lambda rng, n: np.where(rng.random(n) < 0.3, -np.nan, -rng.random(n)),
-    "nan of odd payloads": lambda rng, n: np.where(
-        rng.random(n) < 0.5, np.uint32([0xFFFFFFFF, 0x7F800001])[rng.integers(0, 2, n)], 0
-    )
-    .astype(np.uint32)
-    .view(np.float32),
+    "nan of odd payloads": lambda rng, n: (
+        np.where(rng.random(n) < 0.5, np.uint32([0xFFFFFFFF, 0x7F800001])[rng.integers(0, 2, n)], 0)
+        .astype(np.uint32)
+        .view(np.float32)
+    ),
     "extremes": lambda rng, n: rng.choice([np.finfo(np.float32).max, -3.4e38, 1e-38, 0], n),
 }
 

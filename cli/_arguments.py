@@ -1,0 +1,50 @@
+"""Arguments that commands share; names, order and defaults come from the configuration."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import numba
+
+
+def positional(config_class, last: str):
+    """Return a decorator: the fields of `config_class` up to `last`, as optional arguments."""
+    names = [field.name for field in fields(config_class)]
+    chosen = fields(config_class)[: names.index(last) + 1]
+
+    def decorate(function):
+        for field in reversed(chosen):
+            function = click.argument(field.name, type=int, default=field.default, required=False)(
+                function
+            )
+        return function
+
+    return decorate
+
+
+def positional_help(config_class, last: str) -> str:
+    """Return the arguments and their defaults, one a line, for a command's help."""
+    names = [field.name for field in fields(config_class)]
+    chosen = fields(config_class)[: names.index(last) + 1]
+    return "\n".join(f"  {field.name:<22}{field.default}" for field in chosen)
+
+
+def set_threads(ctx, param, value: int | None) -> int | None:
+    """Use `value` threads in every parallel kernel."""
+    if value is not None:
+        limit = numba.config.NUMBA_NUM_THREADS
+        if not 1 <= value <= limit:
+            raise click.BadParameter(f"got {value}, want 1 .. {limit} (the processors here)")
+        numba.set_num_threads(value)
+    return value
+
+
+threads_option = click.option(
+    "--threads", type=int, callback=set_threads, help="Threads of the CPU kernels [all]."
+)
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the record, one line of JSON, to this file.",
+)

@@ -1,0 +1,23 @@
+"""Where commands put what they found."""
+
+from pathlib import Path
+
+import click
+
+from numbadsd.bench.record import check_writable, write_record
+
+
+def check_json_file(path: Path | None) -> None:
+    """Raise UsageError before any work when the record could not be written."""
+    if path is None:
+        return
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise click.UsageError(f"--json: cannot write {path}: {error.strerror or error}") from None
+
+
+def save_record(record: dict, path: Path | None) -> None:
+    """Write the record where one was asked for."""
+    if path is not None:
+        write_record(record, path)

@@ -1,0 +1,95 @@
+"""`dsd_bench`: when does page-sparse decode beat dense decode, here, for this shape?"""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from numbadsd.bench.data import config_for_capture
+from numbadsd.bench.decode import run_decode_bench
+from numbadsd.bench.report import render_report
+from numbadsd.cli._arguments import json_option, positional, positional_help, threads_option
+from numbadsd.cli._output import check_json_file, save_record
+from numbadsd.cli._run import run_command
+from numbadsd.config import DATA_KINDS, KV_DTYPES, DecodeBenchConfig, Share, Summary
+from numbadsd.decode.path import PATHS
+from numbadsd.workload.captures import load_capture
+
+LAST_POSITIONAL = "page_size"
+HELP = f"""Decode one batch by every path and say whether sparsity pays.
+
+Arguments, in order, and their defaults:
+
+\b
+{positional_help(DecodeBenchConfig, LAST_POSITIONAL)}
+
+Context lengths are drawn from [min, max] for each request. With --kv-file the tensors of the file
+give heads, head_dim and contexts, and batch_size is the most queries that are taken from it.
+"""
+
+
+def _parse_paths(ctx, param, value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(","))
+    for name in names:
+        if name not in PATHS:
+            raise click.BadParameter(f"got {name!r}, want a list of {', '.join(PATHS)}")
+    return tuple(name for name in PATHS if name in names)
+
+
+def _choices(enum) -> click.Choice:
+    return click.Choice([item.value for item in enum])
+
+
+@click.command("dsd_bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@positional(DecodeBenchConfig, LAST_POSITIONAL)
+@click.option("--num-kv-heads", type=int, help="Heads of K and V [num_heads].")
+@click.option(
+    "--kv-dtype", type=click.Choice(list(KV_DTYPES)), default="float32", show_default=True
+)
+@click.option("--summary", type=_choices(Summary), default="mean", show_default=True)
+@click.option("--share", type=_choices(Share), default="request", show_default=True)
+@click.option("--sink-pages", "num_sink_pages", default=0, help="First pages always kept [0].")
+@click.option("--recent-pages", "num_recent_pages", default=0, help="Last pages always kept [0].")
+@click.option("--data", type=click.Choice(DATA_KINDS), default="uniform", show_default=True)
+@click.option("--kv-file", type=click.Path(path_type=Path), help="Captured q, k, v (.npz).")
+@click.option("--layer", type=int, help="Layer of the capture [the lowest].")
+@click.option("--paths", default=",".join(PATHS), callback=_parse_paths, help="Paths to run [all].")
+@click.option("--fused/--staged", default=True, help="Attend in place, or gather a copy first.")
+@threads_option
+@json_option
+@click.pass_context
+def command(ctx, kv_file: Path | None, layer: int | None, threads, json_file, **values) -> None:
+    """Measure, print the report, write the record."""
+    check_json_file(json_file)
+    if layer is not None and kv_file is None:
+        raise click.UsageError("--layer goes with --kv-file")
+    config = DecodeBenchConfig(**values)
+    capture = None
+    if kv_file is not None:
+        capture = load_capture(kv_file, layer)
+        config = _adapt(ctx, config, capture)
+    record = run_decode_bench(config, capture, shlex.join(["dsd_bench", *sys.argv[1:]]))
+    record["config"]["kv_file"] = str(kv_file) if kv_file else None
+    record["config"]["layer"] = capture.layer if capture else None
+    save_record(record, json_file)
+    click.echo(render_report(record))
+
+
+def _adapt(ctx, config: DecodeBenchConfig, capture) -> DecodeBenchConfig:
+    """Take the shape from the file; refuse one that was given and differs."""
+    adapted = config_for_capture(config, capture)
+    for name in ("num_heads", "head_dim", "num_kv_heads", "data"):
+        given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if name == "data" and given:
+            raise click.UsageError("--data and --kv-file exclude each other")
+        if given and getattr(config, name) != getattr(adapted, name):
+            raise click.UsageError(
+                f"{name}: got {getattr(config, name)}, the file has {getattr(adapted, name)}"
+            )
+    return adapted
+
+
+def main() -> None:
+    """Run `dsd_bench` as a process."""
+    run_command(command)

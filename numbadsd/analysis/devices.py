@@ -1,0 +1,39 @@
+"""What the machine at hand can do: measured, never taken from a data sheet."""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numba
+import numpy as np
+
+from numbadsd.kernels.cpu.probe import multiply_add, read_sweep
+
+_FMA_ROUNDS = 20_000  # a few milliseconds a task
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Roof:
+    """The two limits of a roofline."""
+
+    read_gbps: float
+    fp32_gflops: float
+
+
+def measure_read_gbps(*arrays: np.ndarray) -> float:
+    """Return the bandwidth, in 1e9 bytes a second, of one read of these arrays by all threads."""
+    start = perf_counter()
+    num_bytes = sum(read_sweep(array) for array in arrays)
+    return num_bytes / (perf_counter() - start) / 1e9
+
+
+def measure_fp32_gflops() -> float:
+    """Return the best rate, in 1e9 operations a second, of fused multiply-adds in registers."""
+    tasks = numba.get_num_threads()
+    multiply_add(1, tasks)
+    rates = []
+    for _ in range(_REPEATS):
+        start = perf_counter()
+        operations = multiply_add(_FMA_ROUNDS, tasks)
+        rates.append(operations / (perf_counter() - start) / 1e9)
+    return max(rates)

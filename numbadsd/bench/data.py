@@ -1,0 +1,93 @@
+"""From a configuration to a filled cache: the data of a decode benchmark."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import psutil
+from tqdm import tqdm
+
+from numbadsd.config import DecodeBenchConfig, ModelConfig, check
+from numbadsd.pages.cache import PagedKvCache
+from numbadsd.pages.layout import cache_bytes
+from numbadsd.workload.captures import Capture, CapturedWorkload
+from numbadsd.workload.synthetic import (
+    StructuredWorkload,
+    UniformWorkload,
+    draw_context_tokens,
+)
+
+FILL_BYTES = 16 << 20  # of K and V in float32 at a time: memory stays near the pool itself
+_OWN_BYTES = 256 << 20  # interpreter, compiled code, scratch
+
+
+@dataclass(frozen=True)
+class DecodeData:
+    """A batch that is ready to decode."""
+
+    cache: PagedKvCache
+    queries: np.ndarray  # [B, H, D] f32
+    request_ids: list[int]
+    context_tokens: np.ndarray  # [B] i64
+    workload: object
+
+
+def config_for_capture(config: DecodeBenchConfig, capture: Capture) -> DecodeBenchConfig:
+    """Return the configuration with the shape that the captured tensors have."""
+    num_heads, head_dim = capture.queries.shape[1:]
+    return replace(
+        config, num_heads=num_heads, num_kv_heads=capture.keys.shape[1], head_dim=head_dim
+    )
+
+
+def make_workload(config: DecodeBenchConfig, capture: Capture | None = None):
+    """Return the requests of a benchmark: captured, structured or uniform.
+
+    Raises ValueError, before it makes any data, when the cache would not fit in memory.
+    """
+    if capture is not None:
+        workload = CapturedWorkload(capture, config.batch_size, config.page_size)
+        check_memory(config.model, workload.context_tokens)
+        return workload
+    context_tokens = draw_context_tokens(
+        config.batch_size, config.min_context_tokens, config.max_context_tokens, config.seed
+    )
+    check_memory(config.model, context_tokens)
+    workload = {"uniform": UniformWorkload, "structured": StructuredWorkload}[config.data]
+    return workload(config.model, context_tokens, config.seed)
+
+
+def pool_pages(model: ModelConfig, context_tokens: np.ndarray) -> int:
+    """Return the pages that hold these contexts."""
+    return int((-(-np.asarray(context_tokens, np.int64) // model.page_size)).sum())
+
+
+def check_memory(model: ModelConfig, context_tokens: np.ndarray) -> None:
+    """Raise ValueError, with the bytes, when a cache of these contexts cannot fit in memory."""
+    num_pages = pool_pages(model, context_tokens)
+    head_bytes = (
+        4 * len(context_tokens) * model.num_heads * (3 * model.head_dim + model.top_k_pages)
+    )
+    needed = cache_bytes(model, num_pages) + head_bytes + FILL_BYTES + _OWN_BYTES
+    available = psutil.virtual_memory().available
+    check(
+        needed <= available,
+        "context tokens",
+        int(context_tokens.sum()),
+        f"a cache that fits in memory: this one needs {needed:,} bytes of {available:,} available",
+    )
+
+
+def fill_cache(model: ModelConfig, workload) -> DecodeData:
+    """Store a workload in a cache of exactly the pages it needs."""
+    context_tokens = np.asarray(workload.context_tokens, np.int64)
+    cache = PagedKvCache(model, pool_pages(model, context_tokens))
+    float32_token_bytes = 2 * 4 * model.num_kv_heads * model.head_dim
+    chunk_tokens = max(1, FILL_BYTES // float32_token_bytes)
+    total = int(context_tokens.sum())
+    with tqdm(total=total, desc="filling", unit="tok", leave=False, disable=None) as bar:
+        for request_id in range(len(context_tokens)):
+            for keys, values in workload.chunks(request_id, chunk_tokens):
+                cache.append_tokens(request_id, keys, values)
+                bar.update(len(keys))
+    request_ids = list(range(len(context_tokens)))
+    return DecodeData(cache, workload.queries, request_ids, context_tokens, workload)

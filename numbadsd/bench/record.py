@@ -1,0 +1,115 @@
+"""The record of a run: environment, results, and a file that is whole or absent."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numba
+import psutil
+
+import numbadsd
+
+SCHEMA_VERSION = 1
+
+
+def environment() -> dict:
+    """Return the machine, the versions and the commit that a result was measured with."""
+    commit, dirty = _source_commit()
+    return {
+        "numbadsd": numbadsd.__version__,
+        "cpu": _cpu_name(),
+        "num_cores": psutil.cpu_count(logical=False),
+        "memory_bytes": psutil.virtual_memory().total,
+        "num_threads": numba.get_num_threads(),
+        "threading_layer": _threading_layer(),
+        "gpu": None,
+        "driver": None,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "numba": _version("numba"),
+        "numba_cuda": _version("numba-cuda"),
+        "numpy": _version("numpy"),
+        "llvmlite": _version("llvmlite"),
+        "commit": commit,
+        "dirty": dirty,
+        "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError when a record could not be written to `path`; leaves nothing behind."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        pass
+
+
+def write_record(record: dict, path: Path) -> None:
+    """Write a record as one line of JSON: to a temporary file first, which is then renamed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _finite(value):
+    """Return `value` with NaN and infinities as None: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _threading_layer() -> str | None:
+    try:
+        return numba.threading_layer()
+    except ValueError:  # no parallel kernel has run yet
+        return None
+
+
+def _cpu_name() -> str:
+    """Return the processor's name; on Linux the one that the kernel reports."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _source_commit() -> tuple[str | None, bool | None]:
+    """Return commit and dirtiness of the checkout numbadsd was imported from, if it is one."""
+    folder = Path(numbadsd.__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
