@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
-from numbadsd.bench.data import config_for_capture
+from numbadsd import PATHS
+from numbadsd.bench.data import config_for_capture, load_capture
 from numbadsd.bench.decode import run_decode_bench
 from numbadsd.bench.report import render_report
 from numbadsd.cli._arguments import json_option, positional, positional_help, threads_option
 from numbadsd.cli._output import check_json_file, save_record
 from numbadsd.cli._run import run_command
 from numbadsd.config import DATA_KINDS, KV_DTYPES, DecodeBenchConfig, Share, Summary
-from numbadsd.decode.path import PATHS
-from numbadsd.workload.captures import load_capture
 
 LAST_POSITIONAL = "page_size"
 HELP = f"""Decode one batch by every path and say whether sparsity pays.

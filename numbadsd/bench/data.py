@@ -9,12 +9,14 @@ from tqdm import tqdm
 from numbadsd.config import DecodeBenchConfig, ModelConfig, check
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.layout import cache_bytes
-from numbadsd.workload.captures import Capture, CapturedWorkload
+from numbadsd.workload.captures import Capture, CapturedWorkload, load_capture
 from numbadsd.workload.synthetic import (
     StructuredWorkload,
     UniformWorkload,
     draw_context_tokens,
 )
+
+__all__ = ["DecodeData", "config_for_capture", "fill_cache", "load_capture", "make_workload"]
 
 FILL_BYTES = 16 << 20  # of K and V in float32 at a time: memory stays near the pool itself
 _OWN_BYTES = 256 << 20  # interpreter, compiled code, scratch

@@ -201,6 +201,9 @@ def _quality(data: DecodeData, runs: dict[str, _Run]) -> dict | None:
     if "sparse_cpu" not in runs or "dense_cpu" not in runs:
         return None
     sparse, dense = runs["sparse_cpu"].result, runs["dense_cpu"].result
+    # without knowing which heads look for a needle, its recall would say little
+    needle_heads = getattr(data.workload, "needle_heads", None)
+    needle_pages = data.workload.needle_pages if needle_heads is not None else None
     return asdict(
         measure_quality(
             data.cache,
@@ -209,7 +212,7 @@ def _quality(data: DecodeData, runs: dict[str, _Run]) -> dict | None:
             sparse.selected_pages,
             dense.outputs,
             sparse.outputs,
-            data.workload.needle_pages,
-            getattr(data.workload, "needle_heads", None),
+            needle_pages,
+            needle_heads,
         )
     )

@@ -6,6 +6,7 @@ from numbadsd.config import ModelConfig
 NEAR_LIMIT = 0.7  # of the measured bandwidth: dense this near is a fair opponent
 SMALL_MS = 2.0  # below, fixed costs of a step are a large part of any path
 CLEAR_MARGIN = 1.05  # faster by less is no difference
+STEADY = 1.5  # p95 over median, above which the machine was busy with something else
 
 _BACKENDS = ("gpu", "cpu")
 
@@ -33,7 +34,7 @@ def _compare(backend: str, dense: dict, sparse: dict, record: dict, model: Model
         f"{_outcome(backend, winner, speedup)} ({sparse_ms:.3g} ms against {dense_ms:.3g} ms); "
         f"{parts[largest] / sparse_ms:.0%} of the sparse step is {largest}"
         f"{_stage_note(parts, sparse_ms, largest)}; {_fairness(fraction, dense_ms)}; "
-        f"{_break_even(even_tokens, record)}."
+        f"{_break_even(even_tokens, record)}.{_steadiness(dense, sparse)}"
     )
     return {
         "sentence": sentence,
@@ -80,3 +81,10 @@ def _break_even(even_tokens: float, record: dict) -> str:
         f"by bytes sparse breaks even at a context of {even_tokens:,.0f} tokens "
         f"(mean context here: {mean_tokens:,.0f})"
     )
+
+
+def _steadiness(*paths: dict) -> str:
+    spread = max(path["total_ms"]["p95"] / path["total_ms"]["median"] for path in paths)
+    if spread <= STEADY:
+        return ""
+    return f" The samples are unsteady (p95 is {spread:.1f}x the median): measure again when idle."

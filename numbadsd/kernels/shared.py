@@ -1,8 +1,8 @@
 """Scalar maths written once and compiled for every target.
 
 Plain functions with no decorator: a backend wraps them with its own compiler, and a test calls them
-with NumPy scalars. The page bounds also accept vectors (anything with ``+``, ``*``, ``abs``,
-``max``). Nothing here reassociates or contracts, so that the result is the same on every machine.
+with NumPy scalars. Nothing here reassociates or contracts, so that the result is the same on every
+machine.
 """
 
 import numpy as np
@@ -53,19 +53,23 @@ def softmax_shift(maximum):
 MEAN_BOUND, MINMAX_BOUND, RADIUS_BOUND = 0, 1, 2
 
 
-def mean_bound(total, q, mean):
-    """Add one dimension of ``q . mean`` to a page's score."""
-    return total + q * mean
+def first_factor(bound, q):
+    """Return what multiplies a summary's first vector (mean, low, centre) in a page's score.
+
+    Every bound is linear in the summary: ``q . mean``; ``sum_d max(q_d low_d, q_d high_d)`` (Quest,
+    Tang et al. 2024), which is ``min(q, 0) . low + max(q, 0) . high`` for finite keys; and
+    ``q . centre + |q| . radius``.
+    """
+    if bound == MINMAX_BOUND:
+        return min(q, np.float32(0.0))
+    return q
 
 
-def minmax_bound(total, q, low, high):
-    """Add one dimension of ``sum_d max(q_d low_d, q_d high_d)`` (Quest, Tang et al. 2024)."""
-    return total + max(q * low, q * high)
-
-
-def radius_bound(total, q, centre, radius):
-    """Add one dimension of ``q . centre + |q| . radius`` (cuboid_mean and mean_std)."""
-    return total + (q * centre + abs(q) * radius)
+def second_factor(bound, q):
+    """Return what multiplies a summary's second vector (high, radius, std)."""
+    if bound == MINMAX_BOUND:
+        return max(q, np.float32(0.0))
+    return abs(q)
 
 
 _SIGN_BIT = np.uint32(0x80000000)

@@ -5,6 +5,10 @@
 
 all times sm_scale. Heads that share a selection share a score: the sum over all heads (request, the
 reference system's rule), the maximum over a group (kv_head), or each its own (query_head).
+
+Every score is a dot product of *factors*, made once per query, with the vectors of the summary; for
+a sum over all heads the factors of a group are added up first, so that a page costs one product per
+kv head whatever the group.
 """
 
 import numpy as np
@@ -13,7 +17,7 @@ from numba import prange
 from numbadsd.kernels import shared
 from numbadsd.kernels.cpu.jit import device, kernel
 from numbadsd.kernels.cpu.memory import load16, load_4x16, prefetch, store4
-from numbadsd.kernels.cpu.simd import repeat_4x, splat16, splat64, sum_lanes, sum_rows
+from numbadsd.kernels.cpu.simd import fma, repeat_4x, splat16, splat64, sum_lanes, sum_rows
 from numbadsd.kernels.words import as_rows, check_array
 
 BOUNDS = {
@@ -23,101 +27,106 @@ BOUNDS = {
     "mean_std": shared.RADIUS_BOUND,
 }
 SHARES = {"request": 0, "kv_head": 1, "query_head": 2}
-_REQUEST, _KV_HEAD = SHARES["request"], SHARES["kv_head"]
-_MEAN, _MINMAX = shared.MEAN_BOUND, shared.MINMAX_BOUND
+_REQUEST = SHARES["request"]
 CHUNK_PAGES = 16  # pages of a task: enough work to hide its start, few enough to balance
 CACHE_LINE_BYTES = 64
 
-_mean_bound = device(shared.mean_bound)
-_minmax_bound = device(shared.minmax_bound)
-_radius_bound = device(shared.radius_bound)
+_first_factor = device(shared.first_factor)
+_second_factor = device(shared.second_factor)
 _ZERO = np.float32(0.0)
 _NEG_INF = np.float32(-np.inf)
 
 
-def _make_page_scorer(add_bound, arrays):
-    """Return the device function that scores one page for all heads, for one kind of bound."""
+@kernel
+def _query_factors_kernel(queries, bound, factors):
+    """Write factors[b, a, f, :]: of query head f, or of the sum of a group of query heads.
 
-    @device
-    def score_head(queries, q_row, summaries, row, second_row):
-        """Return the unscaled score of one query head."""
-        total = splat16(_ZERO)
-        for d in range(0, queries.shape[1], 16):
-            query, first = load16(queries, q_row, d), load16(summaries, row, d)
-            total = add_bound(total, query, first, load16(summaries, second_row, d))
-        return sum_lanes(total)
-
-    @device
-    def score_group_4(queries, q_row, summaries, row, second_row, out, head):
-        """Write the unscaled scores of four query heads that read one kv head."""
-        total = splat64(_ZERO)
-        for d in range(0, queries.shape[1], 16):
-            query, first = load_4x16(queries, q_row, d), repeat_4x(load16(summaries, row, d))
-            total = add_bound(total, query, first, repeat_4x(load16(summaries, second_row, d)))
-        store4(out, 0, head, sum_rows(total))
-
-    @device
-    def score_heads_4(queries, q_row, summaries, row, second_row, following, out, head):
-        """Write the unscaled scores of four query heads with a kv head each."""
-        line = CACHE_LINE_BYTES // summaries.itemsize
-        total = splat64(_ZERO)
-        for d in range(0, queries.shape[1], 16):
-            if d % line == 0:
-                for r in range(4):
-                    prefetch(summaries, row + following + r, d)
-                    if arrays == 2:
-                        prefetch(summaries, second_row + following + r, d)
-            query, first = load_4x16(queries, q_row, d), load_4x16(summaries, row, d)
-            total = add_bound(total, query, first, load_4x16(summaries, second_row, d))
-        store4(out, 0, head, sum_rows(total))
-
-    @device
-    def score_page(queries, q_row, num_heads, num_kv_heads, summaries, first_row, following, out):
-        """Write out[0, h] for every head of one request; prefetch `following` rows further on."""
-        second = num_kv_heads if arrays == 2 else 0
-        group = num_heads // num_kv_heads
-        head = 0
-        if group == 1:
-            while head + 4 <= num_heads:
-                row = first_row + head
-                score_heads_4(
-                    queries, q_row + head, summaries, row, row + second, following, out, head
-                )
-                head += 4
-        kv_head = head // group
-        while kv_head < num_kv_heads:
-            row = first_row + kv_head
-            head = kv_head * group
-            end = head + group
-            line = CACHE_LINE_BYTES // summaries.itemsize
-            for d in range(0, summaries.shape[1], line):
-                prefetch(summaries, row + following, d)
-                if arrays == 2:
-                    prefetch(summaries, row + following + second, d)
-            while head + 4 <= end:
-                score_group_4(queries, q_row + head, summaries, row, row + second, out, head)
-                head += 4
-            while head < end:
-                out[0, head] = score_head(queries, q_row + head, summaries, row, row + second)
-                head += 1
-            kv_head += 1
-
-    return score_page
+    Work      one task per (request, f)
+    """
+    arrays, rows = factors.shape[1:3]
+    group = queries.shape[1] // rows
+    for task in prange(queries.shape[0] * rows):
+        request, row = task // rows, task % rows
+        for d in range(queries.shape[2]):
+            first, second = _ZERO, _ZERO
+            for head in range(row * group, (row + 1) * group):
+                first += _first_factor(bound, queries[request, head, d])
+                second += _second_factor(bound, queries[request, head, d])
+            factors[request, 0, row, d] = first
+            if arrays == 2:
+                factors[request, 1, row, d] = second
 
 
 @device
-def _add_mean(total, query, first, second):
-    return _mean_bound(total, query, first)
-
-
-_score_page_mean = _make_page_scorer(_add_mean, 1)
-_score_page_minmax = _make_page_scorer(_minmax_bound, 2)
-_score_page_radius = _make_page_scorer(_radius_bound, 2)
+def _prefetch_rows(summaries, row, rows, d):
+    """Ask for a cache line of each of some rows, once per line."""
+    if d % (CACHE_LINE_BYTES // summaries.itemsize) == 0:
+        for r in range(rows):
+            prefetch(summaries, row + r, d)
 
 
 @device
-def _share_score(head_scores, share, num_units, unit, sm_scale):
-    """Return one unit's score of a page from the scores of all heads."""
+def _score_heads_4(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead, out, column):
+    """Write the scores of four heads with a kv head each."""
+    total = splat64(_ZERO)
+    for _ in range(arrays):
+        for d in range(0, factors.shape[1], 16):
+            _prefetch_rows(summaries, row + ahead, 4, d)
+            total = fma(load_4x16(factors, f_row, d), load_4x16(summaries, row, d), total)
+        f_row += f_rows
+        row += kv_heads
+    store4(out, 0, column, sum_rows(total))
+
+
+@device
+def _score_group_4(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead, out, column):
+    """Write the scores of four heads that share a kv head."""
+    total = splat64(_ZERO)
+    for _ in range(arrays):
+        for d in range(0, factors.shape[1], 16):
+            _prefetch_rows(summaries, row + ahead, 1, d)
+            key = repeat_4x(load16(summaries, row, d))
+            total = fma(load_4x16(factors, f_row, d), key, total)
+        f_row += f_rows
+        row += kv_heads
+    store4(out, 0, column, sum_rows(total))
+
+
+@device
+def _score_head(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead):
+    """Return the score of one head."""
+    total = splat16(_ZERO)
+    for _ in range(arrays):
+        for d in range(0, factors.shape[1], 16):
+            _prefetch_rows(summaries, row + ahead, 1, d)
+            total = fma(load16(factors, f_row, d), load16(summaries, row, d), total)
+        f_row += f_rows
+        row += kv_heads
+    return sum_lanes(total)
+
+
+@device
+def _score_page(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead, out):
+    """Write out[0, f] for every factor row of a request; prefetch `ahead` rows further on."""
+    group = f_rows // kv_heads
+    head = 0
+    while head < f_rows:
+        f, r = f_row + head, row + head // group
+        if group == 1 and head + 4 <= f_rows:
+            _score_heads_4(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead, out, head)
+            head += 4
+        elif group >= 4 and head % group + 4 <= group:
+            _score_group_4(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead, out, head)
+            head += 4
+        else:
+            score = _score_head(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead)
+            out[0, head] = score
+            head += 1
+
+
+@device
+def _share_score(head_scores, share, num_units, unit):
+    """Return one unit's score of a page from the scores of its heads."""
     width = head_scores.shape[1] // num_units
     result = _ZERO if share == _REQUEST else _NEG_INF
     for head in range(unit * width, (unit + 1) * width):
@@ -126,52 +135,41 @@ def _share_score(head_scores, share, num_units, unit, sm_scale):
             result += score
         elif not score <= result:  # a NaN wins, so that it is seen as such by the selection
             result = score
-    return result * sm_scale
+    return result
 
 
 @kernel
-def _score_pages_kernel(
-    queries, summaries, page_indptr, page_ids, heads, bound, share, sm_scale, scores
-):
+def _score_pages_kernel(factors, shape, summaries, page_indptr, page_ids, share, sm_scale, scores):
     """Write scores[b, unit, position]; -inf beyond a request's pages.
 
     Work      one task per (request, chunk of pages)
     Writes    scores, every element once
-    Bytes     reads 1 or 2 * G * D * itemsize per page, once for all heads
+    Bytes     reads arrays * G * D * itemsize per page, once for all heads
     """
-    num_heads, num_kv_heads = heads
+    arrays, f_rows, kv_heads = shape
     batch, num_units, stride = scores.shape
     chunks = (stride + CHUNK_PAGES - 1) // CHUNK_PAGES
-    page_rows = num_kv_heads if bound == _MEAN else 2 * num_kv_heads
     for task in prange(batch * chunks):
         request = task // chunks
-        count = page_indptr[request + 1] - page_indptr[request]
+        first = page_indptr[request]
+        count = page_indptr[request + 1] - first
         begin = (task % chunks) * CHUNK_PAGES
-        head_scores = np.empty((1, num_heads), np.float32)
-        for position in range(begin, min(begin + CHUNK_PAGES, stride)):
-            if position >= count:
-                for unit in range(num_units):
-                    scores[request, unit, position] = _NEG_INF
-                continue
-            page = page_indptr[request] + position
-            row = np.int64(page_ids[page]) * page_rows
-            following = np.int64(page_ids[min(page + 1, page_ids.size - 1)]) * page_rows - row
-            q_row = request * num_heads
-            if bound == _MEAN:
-                _score_page_mean(
-                    queries, q_row, num_heads, num_kv_heads, summaries, row, following, head_scores
-                )
-            elif bound == _MINMAX:
-                _score_page_minmax(
-                    queries, q_row, num_heads, num_kv_heads, summaries, row, following, head_scores
-                )
-            else:
-                _score_page_radius(
-                    queries, q_row, num_heads, num_kv_heads, summaries, row, following, head_scores
-                )
+        end = min(begin + CHUNK_PAGES, stride)
+        head_scores = np.empty((1, f_rows), np.float32)
+        for position in range(begin, min(end, count)):
+            row = np.int64(page_ids[first + position]) * arrays * kv_heads
+            next_page = page_ids[min(first + position + 1, page_ids.size - 1)]
+            ahead = np.int64(next_page) * arrays * kv_heads - row
+            _score_page(
+                factors, request * arrays * f_rows, f_rows, summaries, row, kv_heads, arrays,
+                ahead, head_scores,
+            )  # fmt: skip
             for unit in range(num_units):
-                score = _share_score(head_scores, share, num_units, unit, sm_scale)
-                scores[request, unit, position] = score
+                score = _share_score(head_scores, share, num_units, unit)
+                scores[request, unit, position] = score * sm_scale
+        for position in range(max(begin, count), end):
+            for unit in range(num_units):
+                scores[request, unit, position] = _NEG_INF
 
 
 def score_pages(
@@ -196,7 +194,11 @@ def score_pages(
     num_kv_heads = summaries.shape[-2]
     num_units = {"request": 1, "kv_head": num_kv_heads, "query_head": num_heads}[share]
     check_array("scores", scores, (batch, num_units, None), np.float32)
+    arrays = 1 if summary == "mean" else 2
+    f_rows = num_kv_heads if share == "request" else num_heads
+    factors = np.empty((batch, arrays, f_rows, head_dim), np.float32)
+    _query_factors_kernel(queries, BOUNDS[summary], factors)
     _score_pages_kernel(
-        as_rows(queries), as_rows(summaries), page_indptr, page_ids, (num_heads, num_kv_heads),
-        BOUNDS[summary], SHARES[share], np.float32(sm_scale), scores,
+        as_rows(factors), (arrays, f_rows, num_kv_heads), as_rows(summaries),
+        page_indptr, page_ids, SHARES[share], np.float32(sm_scale), scores,
     )  # fmt: skip
