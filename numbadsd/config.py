@@ -52,7 +52,7 @@ def _choice(argument: str, value: object, options) -> str:
     return value
 
 
-def _integer(argument: str, value: object, low: int, high: int = 2**31 - 1) -> int:
+def check_integer(argument: str, value: object, low: int, high: int = 2**31 - 1) -> int:
     """Return `value` as an int within [low, high], or raise ValueError."""
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     check(is_integer and low <= value <= high, argument, value, f"an integer in [{low}, {high}]")
@@ -105,29 +105,29 @@ class ModelConfig:
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (frozen)
-        put("num_heads", _integer("num_heads", self.num_heads, 1, 4096))
+        put("num_heads", check_integer("num_heads", self.num_heads, 1, 4096))
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-        put("num_kv_heads", _integer("num_kv_heads", kv_heads, 1, self.num_heads))
+        put("num_kv_heads", check_integer("num_kv_heads", kv_heads, 1, self.num_heads))
         check(
             self.num_heads % self.num_kv_heads == 0,
             "num_kv_heads",
             self.num_kv_heads,
             f"a divisor of num_heads = {self.num_heads}",
         )
-        put("head_dim", _integer("head_dim", self.head_dim, 1, MAX_HEAD_DIM))
+        put("head_dim", check_integer("head_dim", self.head_dim, 1, MAX_HEAD_DIM))
         check(
             self.head_dim % HEAD_DIM_MULTIPLE == 0,
             "head_dim",
             self.head_dim,
             f"a multiple of {HEAD_DIM_MULTIPLE}",
         )
-        put("page_size", _integer("page_size", self.page_size, 1, 1 << 16))
-        put("top_k_pages", _integer("top_k_pages", self.top_k_pages, 0))
+        put("page_size", check_integer("page_size", self.page_size, 1, 1 << 16))
+        put("top_k_pages", check_integer("top_k_pages", self.top_k_pages, 0))
         put("kv_dtype", _choice("kv_dtype", self.kv_dtype, tuple(KV_DTYPES)))
         put("summary", _choice("summary", self.summary, tuple(s.value for s in Summary)))
         put("share", _choice("share", self.share, tuple(s.value for s in Share)))
-        put("num_sink_pages", _integer("num_sink_pages", self.num_sink_pages, 0))
-        put("num_recent_pages", _integer("num_recent_pages", self.num_recent_pages, 0))
+        put("num_sink_pages", check_integer("num_sink_pages", self.num_sink_pages, 0))
+        put("num_recent_pages", check_integer("num_recent_pages", self.num_recent_pages, 0))
         check(
             self.num_sink_pages + self.num_recent_pages <= self.top_k_pages,
             "num_sink_pages + num_recent_pages",
@@ -202,18 +202,18 @@ class DecodeBenchConfig:
     paths: tuple[str, ...] = ("dense_cpu", "sparse_cpu", "dense_gpu", "sparse_gpu")
 
     def __post_init__(self):
-        _integer("batch_size", self.batch_size, 1, 1 << 20)
-        _integer("min_context_tokens", self.min_context_tokens, 1)
-        _integer("max_context_tokens", self.max_context_tokens, 1)
+        check_integer("batch_size", self.batch_size, 1, 1 << 20)
+        check_integer("min_context_tokens", self.min_context_tokens, 1)
+        check_integer("max_context_tokens", self.max_context_tokens, 1)
         check(
             self.min_context_tokens <= self.max_context_tokens,
             "min_context_tokens",
             self.min_context_tokens,
             f"at most max_context_tokens = {self.max_context_tokens}",
         )
-        _integer("seed", self.seed, 0, 2**32 - 1)
-        _integer("iterations", self.iterations, 1)
-        _integer("warmup", self.warmup, 0)
+        check_integer("seed", self.seed, 0, 2**32 - 1)
+        check_integer("iterations", self.iterations, 1)
+        check_integer("warmup", self.warmup, 0)
         _choice("data", self.data, DATA_KINDS)
         assert self.model  # built here: a wrong model shape is a wrong configuration
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numbadsd.config import check
+from numbadsd.config import KV_DTYPES, check
 from numbadsd.kernels.cpu.attend import attend_pages
 from numbadsd.kernels.cpu.gather import gather_pages, select_rows
 from numbadsd.kernels.cpu.score import score_pages
@@ -18,6 +18,7 @@ class _CpuPath:
     def __init__(self, cache: PagedKvCache, *, fused: bool = True):
         self.cache = cache
         self.config = cache.config
+        cache.pool.keys  # noqa: B018 (raises here where there is no storage to read)
         self.fused = fused
 
     def decode(self, queries: np.ndarray, request_ids) -> DecodeResult:
@@ -48,6 +49,9 @@ class _CpuPath:
     def _checked(self, queries: np.ndarray, request_ids) -> np.ndarray:
         shape = (len(request_ids), self.config.num_heads, self.config.head_dim)
         check(np.shape(queries) == shape, "queries", f"shape {np.shape(queries)}", f"{shape}")
+        dtype = np.asarray(queries).dtype
+        is_real = np.issubdtype(dtype, np.floating) or dtype in KV_DTYPES.values()
+        check(is_real, "queries", f"dtype {dtype}", "a real floating type")
         return np.ascontiguousarray(queries, np.float32)
 
     def _attend_rows(self, queries, pool, rows, outputs, lse) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numbadsd.config import KV_DTYPES, ModelConfig, check
+from numbadsd.config import KV_DTYPES, ModelConfig, check, check_integer
 from numbadsd.kernels.cpu.append import append_runs
 from numbadsd.pages.integrity import check_ownership, check_summaries
 from numbadsd.pages.layout import Runs, as_storable, pages_for, runs_of, summary_shape
@@ -90,9 +90,9 @@ class PagedKvCache:
         return self._sequence(request_id).num_tokens
 
     def request_pages(self, request_id: int) -> np.ndarray:
-        """Return the pages that hold a request's tokens, in logical order, [P] int32."""
+        """Return a copy of the pages that hold a request's tokens, in logical order, [P] int32."""
         sequence = self._sequence(request_id)
-        return sequence.pages[: self._pages_for(sequence.num_tokens)]
+        return sequence.pages[: self._pages_for(sequence.num_tokens)].copy()
 
     def page_table(self, request_ids) -> PageTable:
         """Return the page lists of these requests; an id may stand in the list more than once."""
@@ -111,6 +111,7 @@ class PagedKvCache:
 
     def page(self, page_id: int) -> PageDescriptor:
         """Return what a page holds."""
+        page_id = check_integer("page_id", page_id, 0, self.pool.capacity_pages - 1)
         offset = page_id * self.config.num_kv_heads * self.config.page_size * self.config.head_dim
         if self.pool.is_allocated(page_id):
             for request_id, sequence in self._sequences.items():
@@ -195,7 +196,7 @@ class PagedKvCache:
 
     def append_metadata(self, request_id: int, num_tokens: int) -> None:
         """Count tokens of a request without storing them (storage that lives elsewhere)."""
-        check(num_tokens >= 0, "num_tokens", num_tokens, "an integer >= 0")
+        check_integer("num_tokens", num_tokens, 0)
         check(
             not self.pool.has_storage, "append_metadata", "a cache with storage", "a cache without"
         )
@@ -241,8 +242,7 @@ class PagedKvCache:
         return pages_for(num_tokens, self.config.page_size)
 
     def _check_request_id(self, request_id: int) -> None:
-        is_id = isinstance(request_id, (int, np.integer)) and request_id >= 0
-        check(is_id, "request_id", request_id, "an integer >= 0")
+        check_integer("request_id", request_id, 0, 2**63 - 1)
 
     def _sequence(self, request_id: int) -> _Sequence:
         check(request_id in self._sequences, "request_id", request_id, "a request of this cache")

@@ -11,6 +11,12 @@ def check_ownership(pool, sequences: dict, page_size: int) -> None:
     """Raise IntegrityError unless each allocated page has one owner and room for its tokens."""
     owners = np.zeros(pool.capacity_pages, np.int64)
     for request_id, sequence in sequences.items():
+        outside = sequence.pages[(sequence.pages < 0) | (sequence.pages >= owners.size)]
+        if sequence.num_tokens < 0 or outside.size:
+            raise IntegrityError(
+                f"request {request_id} has {sequence.num_tokens} tokens and {outside.size} pages "
+                f"that are not in 0 .. {owners.size - 1}: first {outside[:8]}"
+            )
         needed = pages_for(sequence.num_tokens, page_size)
         if sequence.pages.size < needed:
             raise IntegrityError(

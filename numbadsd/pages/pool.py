@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numbadsd.config import KV_DTYPES, check
+from numbadsd.config import KV_DTYPES, check, check_integer
 from numbadsd.errors import IntegrityError, PageStateError, PoolExhausted, StorageUnavailable
 
 
@@ -40,9 +40,7 @@ class PagePool:
             ("page_size", page_size),
             ("head_dim", head_dim),
         ):
-            is_integer = isinstance(value, (int, np.integer))
-            check(is_integer and value >= 1, name, value, "an integer >= 1")
-        check(capacity_pages < 2**31, "capacity_pages", capacity_pages, "at most 2147483647")
+            check_integer(name, value, 1)
         check(kv_dtype in KV_DTYPES, "kv_dtype", kv_dtype, "one of " + ", ".join(KV_DTYPES))
         self.capacity_pages = int(capacity_pages)
         self._keys = self._values = None
@@ -104,7 +102,7 @@ class PagePool:
 
     def allocate_many(self, num_pages: int) -> np.ndarray:
         """Take pages, all or none; returns their ids ascending, [num_pages] int32."""
-        check(num_pages >= 0, "num_pages", num_pages, "an integer >= 0")
+        num_pages = check_integer("num_pages", num_pages, 0)
         if num_pages > self._num_free:
             raise PoolExhausted(num_pages, self._num_free, self.capacity_pages)
         self._num_free -= num_pages
@@ -114,13 +112,11 @@ class PagePool:
 
     def free(self, page_id: int) -> None:
         """Give one page back; raises PageStateError when it is free already."""
-        self.free_many(np.asarray([page_id]))
+        self.free_many([page_id])
 
     def free_many(self, page_ids: np.ndarray) -> None:
         """Give pages back, all or none; an id may stand in the list once."""
-        page_ids = np.asarray(page_ids)
-        for page_id in page_ids[(page_ids < 0) | (page_ids >= self.capacity_pages)]:
-            self._checked(page_id)
+        page_ids = np.array([self._checked(page_id) for page_id in page_ids], np.int32)
         unique, counts = np.unique(page_ids, return_counts=True)
         if (counts > 1).any():
             raise PageStateError(f"page {unique[counts > 1][0]} is freed twice in one call")
@@ -146,9 +142,7 @@ class PagePool:
                 )
 
     def _checked(self, page_id: int) -> int:
-        in_range = 0 <= page_id < self.capacity_pages
-        check(in_range, "page_id", int(page_id), f"0 .. {self.capacity_pages - 1}")
-        return int(page_id)
+        return check_integer("page_id", page_id, 0, self.capacity_pages - 1)
 
     def _in_use(self, page_id: int) -> int:
         if not self._is_allocated[self._checked(page_id)]:

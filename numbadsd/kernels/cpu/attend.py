@@ -214,8 +214,8 @@ def attend_pages(
 
     S is read from the length of `page_indptr`: 1 (dense, or one selection a request), G or H.
     """
+    check_array("queries", queries, (None, None, None), np.float32)
     batch, num_heads, head_dim = queries.shape
-    check_array("queries", queries, (batch, num_heads, head_dim), np.float32)
     check_array("keys", keys, (None, None, None, head_dim))
     check_array("values", values, keys.shape, keys.dtype)
     check_array("outputs", outputs, queries.shape, np.float32)
@@ -223,7 +223,10 @@ def attend_pages(
     check_array("last_page_tokens", last_page_tokens, (len(page_indptr) - 1,), np.int32)
     if batch == 0:
         return
-    num_units = last_page_tokens.size // batch
+    num_units, rest = divmod(last_page_tokens.size, batch)
+    if rest or num_units not in (1, num_kv_heads, num_heads):
+        rows = f"{last_page_tokens.size} rows for {batch} requests"
+        raise ValueError(f"page_indptr: got {rows}, want 1, {num_kv_heads} or {num_heads} each")
     page_size = keys.shape[2]
     split_pages = max(1, SPLIT_TOKENS // page_size)
     split_indptr = np.empty_like(page_indptr)

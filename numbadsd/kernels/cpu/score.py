@@ -109,19 +109,25 @@ def _score_head(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead)
 def _score_page(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead, out):
     """Write out[0, f] for every factor row of a request; prefetch `ahead` rows further on."""
     group = f_rows // kv_heads
-    head = 0
-    while head < f_rows:
-        f, r = f_row + head, row + head // group
-        if group == 1 and head + 4 <= f_rows:
-            _score_heads_4(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead, out, head)
-            head += 4
-        elif group >= 4 and head % group + 4 <= group:
+    kv_head, head = 0, 0
+    while group == 1 and head + 4 <= f_rows:
+        f, r = f_row + head, row + head
+        _score_heads_4(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead, out, head)
+        head += 4
+        kv_head = head
+    while kv_head < kv_heads:
+        r = row + kv_head
+        end = head + group
+        while head + 4 <= end:
+            f = f_row + head
             _score_group_4(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead, out, head)
             head += 4
-        else:
+        while head < end:
+            f = f_row + head
             score = _score_head(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead)
             out[0, head] = score
             head += 1
+        kv_head += 1
 
 
 @device
@@ -133,7 +139,7 @@ def _share_score(head_scores, share, num_units, unit):
         score = head_scores[0, head]
         if share == _REQUEST:
             result += score
-        elif not score <= result:  # a NaN wins, so that it is seen as such by the selection
+        elif result == result and not score <= result:  # once NaN, it stays NaN
             result = score
     return result
 
@@ -187,8 +193,8 @@ def score_pages(
         raise ValueError(f"summary: got {summary!r}, want one of {', '.join(BOUNDS)}")
     if share not in SHARES:
         raise ValueError(f"share: got {share!r}, want one of {', '.join(SHARES)}")
+    check_array("queries", queries, (None, None, None), np.float32)
     batch, num_heads, head_dim = queries.shape
-    check_array("queries", queries, (batch, num_heads, head_dim), np.float32)
     shape = (None, None, head_dim) if summary == "mean" else (None, 2, None, head_dim)
     check_array("summaries", summaries, shape)
     num_kv_heads = summaries.shape[-2]

@@ -83,8 +83,8 @@ def select_pages(
     selected: np.ndarray,  # [B, S, K] i32
 ) -> None:
     """Write each unit's K best pages, ascending; forced pages are in and count towards K."""
+    check_array("scores", scores, (None, None, None), np.float32)
     batch, units, stride = scores.shape
-    check_array("scores", scores, (batch, units, stride), np.float32)
     check_array("page_counts", page_counts, (batch,))
     check_array("selected", selected, (batch, units, None), np.int32)
     k = selected.shape[2]
