@@ -31,7 +31,7 @@ class PageTable(NamedTuple):
     @property
     def page_counts(self) -> np.ndarray:
         """Pages of each request, [B] int32."""
-        return np.diff(self.page_indptr)
+        return self.page_indptr[1:] - self.page_indptr[:-1]
 
     def context_tokens(self, page_size: int) -> np.ndarray:
         """Tokens of each request, [B] int64."""

@@ -48,10 +48,11 @@ class _CpuPath:
 
     def _checked(self, queries: np.ndarray, request_ids) -> np.ndarray:
         shape = (len(request_ids), self.config.num_heads, self.config.head_dim)
-        check(np.shape(queries) == shape, "queries", f"shape {np.shape(queries)}", f"{shape}")
-        dtype = np.asarray(queries).dtype
-        is_real = np.issubdtype(dtype, np.floating) or dtype in KV_DTYPES.values()
-        check(is_real, "queries", f"dtype {dtype}", "a real floating type")
+        queries = np.asarray(queries)
+        check(queries.shape == shape, "queries", f"shape {queries.shape}", f"{shape}")
+        if queries.dtype != np.float32:
+            is_real = queries.dtype in (np.float64, *KV_DTYPES.values())
+            check(is_real, "queries", f"dtype {queries.dtype}", "a real floating type")
         return np.ascontiguousarray(queries, np.float32)
 
     def _attend_rows(self, queries, pool, rows, outputs, lse) -> None:
@@ -88,7 +89,7 @@ class SparseCpuPath(_CpuPath):
     def _select(self, queries, table: PageTable, clock: StageClock) -> np.ndarray:
         config, batch = self.config, len(queries)
         counts = table.page_counts
-        scores = np.empty((batch, config.num_units, max(counts, default=0)), np.float32)
+        scores = np.empty((batch, config.num_units, counts.max(initial=0)), np.float32)
         selected = np.empty((batch, config.num_units, config.top_k_pages), np.int32)
         clock.lap("malloc")
         score_pages(

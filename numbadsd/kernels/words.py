@@ -16,6 +16,8 @@ _WORDS = {
 
 def as_words(array: np.ndarray) -> np.ndarray:
     """Return `array` as the words a kernel reads, sharing its memory."""
+    if array.dtype == np.float32:
+        return array
     if array.dtype not in _WORDS:
         raise ValueError(f"dtype: got {array.dtype}, want float32, float16 or bfloat16")
     return array.view(_WORDS[array.dtype])
@@ -28,13 +30,24 @@ def as_rows(array: np.ndarray) -> np.ndarray:
 
 def check_array(name: str, array: np.ndarray, shape: tuple, dtype=None) -> None:
     """Raise ValueError unless `array` is C-contiguous with this shape (None: any) and dtype."""
-    fits = len(array.shape) == len(shape) and all(
-        want is None or got == want for got, want in zip(array.shape, shape, strict=True)
-    )
-    if not fits:
+    # A step makes a dozen of these checks with cold caches: the good case is three comparisons.
+    if not (
+        (array.shape == shape or _fits(array.shape, shape))
+        and (dtype is None or array.dtype == dtype)
+        and array.flags.c_contiguous
+    ):
+        _explain(name, array, shape, dtype)
+
+
+def _fits(shape: tuple, wanted: tuple) -> bool:
+    pairs = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(n is None or got == n for got, n in pairs)
+
+
+def _explain(name: str, array: np.ndarray, shape: tuple, dtype) -> None:
+    if not _fits(array.shape, shape):
         want = tuple("any" if n is None else n for n in shape)
         raise ValueError(f"{name}: got shape {array.shape}, want {want}".replace("'", ""))
     if dtype is not None and array.dtype != dtype:
         raise ValueError(f"{name}: got dtype {array.dtype}, want {np.dtype(dtype)}")
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{name}: got a strided array, want a C-contiguous one")
+    raise ValueError(f"{name}: got a strided array, want a C-contiguous one")

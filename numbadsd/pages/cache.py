@@ -105,7 +105,7 @@ class PagedKvCache:
             last_page_tokens.append(sequence.num_tokens - max(0, count - 1) * size)
         return PageTable(
             np.array(page_indptr, np.int32),
-            np.concatenate(pages) if pages else np.empty(0, np.int32),
+            pages[0] if len(pages) == 1 else np.concatenate((np.empty(0, np.int32), *pages)),
             np.array(last_page_tokens, np.int32),
         )
 

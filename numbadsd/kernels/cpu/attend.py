@@ -40,7 +40,6 @@ class Geometry(NamedTuple):
     num_units: int  # rows of a request, S
     row_heads: int  # query heads of a row, H / S
     row_kv_heads: int  # kv heads of a row: G where S = 1, else 1
-    block_kv_heads: int  # kv heads of a task
     pool_kv_heads: int  # kv heads of a page in the pool: G, or row_kv_heads after a gather
     group_size: int  # query heads of a kv head, H / G
     page_size: int
@@ -92,7 +91,9 @@ def _next_tile_row(table, geometry, page, last_page, kv_head, last_kv_head, firs
 
 
 @kernel
-def _attend_splits_kernel(queries, keys, values, table, geometry, sm_scale, sums, softmax):
+def _attend_splits_kernel(
+    queries, keys, values, table, geometry, block_kv_heads, sm_scale, sums, softmax
+):
     """Write the partial results of every split.
 
     Work      one task per (split, block of kv heads)
@@ -100,13 +101,13 @@ def _attend_splits_kernel(queries, keys, values, table, geometry, sm_scale, sums
               sum of exp(score - maximum)), slot = split * row_heads + head, each once
     Bytes     reads 2 * D * itemsize per token and kv head, once
     """
-    blocks = (geometry.row_kv_heads + geometry.block_kv_heads - 1) // geometry.block_kv_heads
+    blocks = (geometry.row_kv_heads + block_kv_heads - 1) // block_kv_heads
     tile_heads = geometry.row_heads // geometry.row_kv_heads
     split_tokens = geometry.split_pages * geometry.page_size
     for task in prange(table.split_indptr[-1] * blocks):
         split = task // blocks
-        first = (task % blocks) * geometry.block_kv_heads
-        count = min(geometry.block_kv_heads, geometry.row_kv_heads - first)
+        first = (task % blocks) * block_kv_heads
+        count = min(block_kv_heads, geometry.row_kv_heads - first)
         row = _row_of_split(table.split_indptr, split)
         unit_head = (row % geometry.num_units) * geometry.row_heads
         q_row = (row // geometry.num_units) * geometry.num_units * geometry.row_heads
@@ -189,13 +190,39 @@ def _merge_splits_kernel(split_indptr, row_heads, sums, softmax, outputs, lse):
                 outputs[task, d] /= denominator
 
 
-@kernel(parallel=False)
-def _split_rows_kernel(page_indptr, split_pages, split_indptr):
-    """Write where each row's splits start: a cut depends on the row's own length alone."""
-    split_indptr[0] = 0
+@device
+def _split_rows(page_indptr, split_pages):
+    """Return where each row's splits start: a cut depends on the row's own length alone."""
+    split_indptr = np.zeros(page_indptr.size, np.int32)
     for row in range(page_indptr.size - 1):
         pages = page_indptr[row + 1] - page_indptr[row]
         split_indptr[row + 1] = split_indptr[row] + (pages + split_pages - 1) // split_pages
+    return split_indptr
+
+
+@device
+def _block_kv_heads(row_kv_heads, num_splits, num_threads):
+    """Return the kv heads of a task: all, for long streams, unless threads would have none.
+
+    The result never depends on it: heads do not mix.
+    """
+    wanted_tasks = TASKS_PER_THREAD * num_threads
+    blocks = (wanted_tasks + num_splits - 1) // max(1, num_splits)
+    return max(1, row_kv_heads // max(1, blocks))
+
+
+@kernel(parallel=False)
+def _attend_kernel(queries, keys, values, pages, geometry, num_threads, sm_scale, outputs, lse):
+    """Cut rows, attend, merge: one call, since each costs tens of microseconds with cold caches."""
+    page_indptr, page_ids, last_page_tokens = pages
+    split_indptr = _split_rows(page_indptr, geometry.split_pages)
+    table = RowTable(page_indptr, page_ids, last_page_tokens, split_indptr)
+    slots = np.int64(split_indptr[-1]) * geometry.row_heads
+    sums = np.empty((slots, outputs.shape[1]), np.float32)
+    softmax = np.empty((slots, 2), np.float32)
+    block = _block_kv_heads(geometry.row_kv_heads, np.int64(split_indptr[-1]), num_threads)
+    _attend_splits_kernel(queries, keys, values, table, geometry, block, sm_scale, sums, softmax)
+    _merge_splits_kernel(split_indptr, geometry.row_heads, sums, softmax, outputs, lse)
 
 
 def attend_pages(
@@ -228,39 +255,17 @@ def attend_pages(
         rows = f"{last_page_tokens.size} rows for {batch} requests"
         raise ValueError(f"page_indptr: got {rows}, want 1, {num_kv_heads} or {num_heads} each")
     page_size = keys.shape[2]
-    split_pages = max(1, SPLIT_TOKENS // page_size)
-    split_indptr = np.empty_like(page_indptr)
-    _split_rows_kernel(page_indptr, split_pages, split_indptr)
-    num_splits = int(split_indptr[-1])
-    row_kv_heads = num_kv_heads if num_units == 1 else 1
     geometry = Geometry(
         num_units=num_units,
         row_heads=num_heads // num_units,
-        row_kv_heads=row_kv_heads,
-        block_kv_heads=_block_kv_heads(row_kv_heads, num_splits),
+        row_kv_heads=num_kv_heads if num_units == 1 else 1,
         pool_kv_heads=keys.shape[1],
         group_size=num_heads // num_kv_heads,
         page_size=page_size,
-        split_pages=split_pages,
+        split_pages=max(1, SPLIT_TOKENS // page_size),
     )
-    slots = num_splits * geometry.row_heads
-    sums = np.empty((slots, head_dim), np.float32)
-    softmax = np.empty((slots, 2), np.float32)
-    _attend_splits_kernel(
+    _attend_kernel(
         as_rows(queries), as_rows(keys), as_rows(values),
-        RowTable(page_indptr, page_ids, last_page_tokens, split_indptr), geometry,
-        np.float32(sm_scale), sums, softmax,
+        (page_indptr, page_ids, last_page_tokens), geometry, get_num_threads(),
+        np.float32(sm_scale), outputs.reshape(-1, head_dim), lse.reshape(-1),
     )  # fmt: skip
-    _merge_splits_kernel(
-        split_indptr, geometry.row_heads, sums, softmax,
-        outputs.reshape(-1, head_dim), lse.reshape(-1),
-    )  # fmt: skip
-
-
-def _block_kv_heads(row_kv_heads: int, num_splits: int) -> int:
-    """Return the kv heads of a task: all, for long streams, unless threads would have none.
-
-    The result never depends on it: heads do not mix.
-    """
-    blocks = -(-TASKS_PER_THREAD * get_num_threads() // max(1, num_splits))
-    return max(1, row_kv_heads // blocks)

@@ -178,6 +178,16 @@ def _score_pages_kernel(factors, shape, summaries, page_indptr, page_ids, share,
                 scores[request, unit, position] = _NEG_INF
 
 
+@kernel(parallel=False)
+def _score_kernel(queries, bound, shape, summaries, page_indptr, page_ids, share, sm_scale, scores):
+    """Make factors, score pages: one call, since each costs tens of microseconds when cold."""
+    arrays, f_rows, kv_heads = shape
+    factors = np.empty((queries.shape[0], arrays, f_rows, queries.shape[2]), np.float32)
+    _query_factors_kernel(queries, bound, factors)
+    rows = factors.reshape((factors.size // queries.shape[2], queries.shape[2]))
+    _score_pages_kernel(rows, shape, summaries, page_indptr, page_ids, share, sm_scale, scores)
+
+
 def score_pages(
     queries: np.ndarray,  # [B, H, D] f32
     summaries: np.ndarray,  # [N, G, D] for mean, else [N, 2, G, D]
@@ -195,16 +205,14 @@ def score_pages(
         raise ValueError(f"share: got {share!r}, want one of {', '.join(SHARES)}")
     check_array("queries", queries, (None, None, None), np.float32)
     batch, num_heads, head_dim = queries.shape
-    shape = (None, None, head_dim) if summary == "mean" else (None, 2, None, head_dim)
-    check_array("summaries", summaries, shape)
-    num_kv_heads = summaries.shape[-2]
+    num_pages, num_kv_heads = summaries.shape[0], summaries.shape[-2]
+    arrays = () if summary == "mean" else (2,)
+    check_array("summaries", summaries, (num_pages, *arrays, num_kv_heads, head_dim))
     num_units = {"request": 1, "kv_head": num_kv_heads, "query_head": num_heads}[share]
-    check_array("scores", scores, (batch, num_units, None), np.float32)
+    check_array("scores", scores, (batch, num_units, scores.shape[-1]), np.float32)
     arrays = 1 if summary == "mean" else 2
     f_rows = num_kv_heads if share == "request" else num_heads
-    factors = np.empty((batch, arrays, f_rows, head_dim), np.float32)
-    _query_factors_kernel(queries, BOUNDS[summary], factors)
-    _score_pages_kernel(
-        as_rows(factors), (arrays, f_rows, num_kv_heads), as_rows(summaries),
+    _score_kernel(
+        queries, BOUNDS[summary], (arrays, f_rows, num_kv_heads), as_rows(summaries),
         page_indptr, page_ids, SHARES[share], np.float32(sm_scale), scores,
     )  # fmt: skip

@@ -1,0 +1,165 @@
+"""From a configuration to a filled cache: what fits, what is stored, what a capture changes."""
+
+import re
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from numbadsd.bench import data as data_module
+from numbadsd.bench.data import (
+    check_memory,
+    config_for_capture,
+    fill_cache,
+    make_workload,
+    pool_pages,
+)
+from numbadsd.bench.decode import run_decode_bench
+from numbadsd.config import DecodeBenchConfig
+from numbadsd.workload.captures import Capture
+from tests.builders import random_tokens, small_config
+
+
+class FixedWorkload:
+    """Three requests of known tokens, in chunks as asked for."""
+
+    def __init__(self, config, context_tokens=(9, 1, 4)):
+        self.context_tokens = np.array(context_tokens)
+        self.queries = np.zeros((len(context_tokens), config.num_heads, config.head_dim))
+        self.tokens = [random_tokens(config, n, i) for i, n in enumerate(context_tokens)]
+        self.largest_chunk = 0
+
+    def chunks(self, request_index, max_tokens):
+        keys, values = self.tokens[request_index]
+        for first in range(0, len(keys), max_tokens):
+            part = slice(first, first + max_tokens)
+            self.largest_chunk = max(self.largest_chunk, len(keys[part]))
+            yield keys[part], values[part]
+
+
+def bench_config(**changes):
+    """Return a decode benchmark of one small request."""
+    fields = dict(top_k_pages=2, batch_size=1, min_context_tokens=24, max_context_tokens=24)
+    fields |= dict(iterations=1, warmup=0, num_heads=4, num_kv_heads=2, page_size=8)
+    return DecodeBenchConfig(**(fields | changes))
+
+
+def needed_bytes(model, context_tokens, monkeypatch):
+    """Return the bytes that the complaint about a machine without memory asks for."""
+    monkeypatch.setattr(
+        data_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=0, total=0)
+    )
+    with pytest.raises(ValueError) as caught:
+        check_memory(model, np.asarray(context_tokens))
+    monkeypatch.undo()
+    return int(re.search(r"needs ([\d,]+) bytes", str(caught.value))[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("fill_bytes", [1, 3 * 256, 1 << 20])
+def test_a_cache_holds_the_workload_whatever_the_chunks(monkeypatch, fill_bytes):
+    config = small_config()  # a token of K and V takes 256 bytes of float32
+    monkeypatch.setattr(data_module, "FILL_BYTES", fill_bytes)
+    workload = FixedWorkload(config)
+    data = fill_cache(config, workload)
+    assert workload.largest_chunk == min(9, max(1, fill_bytes // 256))
+    assert data.request_ids == [0, 1, 2] and data.context_tokens.tolist() == [9, 1, 4]
+    for request_id, (keys, values) in enumerate(workload.tokens):
+        assert np.array_equal(data.cache.copy_keys(request_id), keys)
+        assert np.array_equal(data.cache.copy_values(request_id), values)
+    data.cache.check_integrity()
+
+
+def test_a_cache_has_exactly_the_pages_that_it_needs():
+    config = small_config()  # pages of 4 tokens
+    data = fill_cache(config, FixedWorkload(config))
+    assert pool_pages(config, [9, 1, 4]) == data.cache.pool.capacity_pages == 3 + 1 + 1
+    assert data.cache.pool.num_free_pages == 0
+
+
+def test_memory_that_is_missing_is_told_with_the_bytes(monkeypatch):
+    config = small_config()
+    needed = needed_bytes(config, [4000, 4000], monkeypatch)
+    pool_bytes = 8000 * 256
+    assert pool_bytes < needed < pool_bytes + (512 << 20)
+
+
+def test_more_context_needs_its_pages_more(monkeypatch):
+    config = small_config()
+    more = needed_bytes(config, [8004], monkeypatch) - needed_bytes(config, [4000], monkeypatch)
+    assert more == 1001 * (4 * 256 + 128)  # K and V of 4 tokens, and a mean of 2 heads of 16
+
+
+def test_what_fits_is_let_through():
+    check_memory(small_config(), np.array([100]))
+
+
+def test_a_workload_that_cannot_fit_is_refused_before_it_is_made(monkeypatch):
+    def fail(*arguments):
+        raise AssertionError("data was made")
+
+    monkeypatch.setattr(data_module, "UniformWorkload", fail)
+    tokens = 2_000_000_000
+    with pytest.raises(ValueError, match="bytes"):
+        make_workload(
+            bench_config(batch_size=1000, min_context_tokens=tokens, max_context_tokens=tokens)
+        )
+
+
+def peak_bytes(config):
+    """Return the most memory that a benchmark allocates at once."""
+    tracemalloc.start()
+    try:
+        run_decode_bench(config)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_compiling_takes_no_more_memory_than_the_run(monkeypatch):
+    # One short request on pages of 65536 tokens: a second, tiny cache would have pages as large.
+    config = bench_config(page_size=1 << 16, num_heads=16, num_kv_heads=16)
+    page_bytes = config.model.page_bytes
+    run_decode_bench(bench_config(num_heads=16, num_kv_heads=16))  # compiles, or loads
+    assert page_bytes == 128 << 20
+    assert peak_bytes(config) < 1.3 * page_bytes + (64 << 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # a copy of the selected pages for each of 16 query heads on one kv head
+        dict(share="query_head", fused=False, top_k_pages=8192, page_size=8),
+        # scores and the lists of selected pages for each of 64 query heads, on pages of one token
+        dict(share="query_head", page_size=1, num_heads=64, top_k_pages=65536),
+    ],
+    ids=["staged copies", "scores and rows"],
+)
+def test_what_was_let_through_stays_within_the_memory_it_was_checked_for(monkeypatch, changes):
+    fields = dict(num_heads=16, num_kv_heads=1, head_dim=64)
+    fields |= dict(min_context_tokens=1 << 16, max_context_tokens=1 << 16)
+    config = bench_config(**(fields | changes))
+    needed = needed_bytes(config.model, [1 << 16], monkeypatch)
+    run_decode_bench(bench_config(**(changes | dict(num_kv_heads=1, head_dim=64))))
+    assert peak_bytes(config) <= needed
+
+
+def test_a_capture_gives_its_shape_and_leaves_the_rest():
+    rng = np.random.default_rng(3)
+    queries = rng.standard_normal((5, 6, 32), np.float32)
+    keys, values = rng.standard_normal((2, 40, 3, 32), np.float32)
+    config = config_for_capture(bench_config(share="kv_head"), Capture(queries, keys, values))
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (6, 3, 32)
+    assert (config.page_size, config.top_k_pages, config.share) == (8, 2, "kv_head")
+    workload = make_workload(config, Capture(queries, keys, values))
+    assert len(workload.queries) == config.batch_size == 1
+    assert workload.context_tokens.tolist() == [40]
+
+
+@pytest.mark.parametrize("kind", ["uniform", "structured"])
+def test_contexts_are_drawn_within_their_bounds(kind):
+    config = bench_config(batch_size=64, min_context_tokens=5, max_context_tokens=9, data=kind)
+    tokens = make_workload(config).context_tokens
+    assert set(tokens.tolist()) == {5, 6, 7, 8, 9}
+    assert np.array_equal(tokens, make_workload(config).context_tokens)
