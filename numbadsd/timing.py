@@ -25,6 +25,13 @@ class StageClock:
         self._laps_ms[name] = self._laps_ms.get(name, 0.0) + (now - self._last) * 1e3
         self._last = now
 
+    def lap_parts(self, parts_ns: dict[str, int], rest: str) -> None:
+        """Add the time since the last lap to parts timed inside it, and what is left to `rest`."""
+        for name, part_ns in parts_ns.items():
+            self._laps_ms[name] = self._laps_ms.get(name, 0.0) + part_ns / 1e6
+        self._laps_ms[rest] = self._laps_ms.get(rest, 0.0) - sum(parts_ns.values()) / 1e6
+        self.lap(rest)
+
     def times(self) -> StageTimes:
         """Return the times from the construction of the clock up to the last lap."""
         stages_ms = {f"{name}_ms": self._laps_ms.pop(name, 0.0) for name in STAGES}

@@ -6,6 +6,7 @@ from numbadsd.config import KV_DTYPES, check
 from numbadsd.kernels.cpu.attend import attend_pages
 from numbadsd.kernels.cpu.gather import gather_pages, select_rows
 from numbadsd.kernels.cpu.score import score_pages
+from numbadsd.kernels.cpu.step import STAGE_SLOTS, plan_sparse_step, sparse_step
 from numbadsd.kernels.cpu.topk import select_pages
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.timing import StageClock
@@ -73,24 +74,44 @@ class DenseCpuPath(_CpuPath):
 
 
 class SparseCpuPath(_CpuPath):
-    """Score pages, select the best, attend to them: in place (fused) or in a copy (staged)."""
+    """Score pages, select the best, attend to them.
+
+    Fused: one compiled call that attends to the pages in place. Staged: a call per stage, with the
+    selected pages copied before they are attended to. The outputs are the same bits.
+    """
+
+    def __init__(self, cache: PagedKvCache, *, fused: bool = True):
+        super().__init__(cache, fused=fused)
+        config, pool = self.config, cache.pool
+        self._plan = plan_sparse_step(
+            pool.keys, pool.values, cache.summaries, config.num_heads, config.summary,
+            config.share, config.num_sink_pages, config.num_recent_pages, config.sm_scale,
+        )  # fmt: skip
 
     def _attend(self, queries, table: PageTable, outputs, lse, clock: StageClock) -> np.ndarray:
-        selected = self._select(queries, table, clock)
-        rows = select_rows(selected, *table, self.config.page_size)
-        clock.lap("sparse_layout")
-        pool = (self.cache.pool.keys, self.cache.pool.values)
+        config = self.config
+        selected = np.empty((len(queries), config.num_units, config.top_k_pages), np.int32)
+        stage_ns = np.zeros(len(STAGE_SLOTS), np.int64)
+        clock.lap("malloc")
         if not self.fused:
-            pool, rows = self._gather(pool, rows, clock)
-        self._attend_rows(queries, pool, rows, outputs, lse)
-        clock.lap("attend")
+            self._attend_staged(queries, table, selected, outputs, lse, clock)
+            return selected
+        sparse_step(self._plan, queries, *table, selected, outputs, lse, stage_ns)
+        clock.lap_parts(dict(zip(STAGE_SLOTS, stage_ns.tolist(), strict=True)), rest="launch")
         return selected
 
-    def _select(self, queries, table: PageTable, clock: StageClock) -> np.ndarray:
-        config, batch = self.config, len(queries)
-        counts = table.page_counts
-        scores = np.empty((batch, config.num_units, counts.max(initial=0)), np.float32)
-        selected = np.empty((batch, config.num_units, config.top_k_pages), np.int32)
+    def _attend_staged(self, queries, table: PageTable, selected, outputs, lse, clock) -> None:
+        self._select(queries, table, selected, clock)
+        rows = select_rows(selected, *table, self.config.page_size)
+        clock.lap("sparse_layout")
+        pool, rows = self._gather((self.cache.pool.keys, self.cache.pool.values), rows, clock)
+        self._attend_rows(queries, pool, rows, outputs, lse)
+        clock.lap("attend")
+
+    def _select(self, queries, table: PageTable, selected, clock: StageClock) -> None:
+        config, counts = self.config, table.page_counts
+        shape = (len(queries), config.num_units, counts.max(initial=0))
+        scores = np.empty(shape, np.float32)
         clock.lap("malloc")
         score_pages(
             queries, self.cache.summaries, table.page_indptr, table.page_ids,
@@ -99,7 +120,6 @@ class SparseCpuPath(_CpuPath):
         clock.lap("score")
         select_pages(scores, counts, config.num_sink_pages, config.num_recent_pages, selected)
         clock.lap("topk")
-        return selected
 
     def _gather(self, pool, rows, clock: StageClock):
         """Copy the selected pages into a compact pool, in which page i is the i-th selected."""

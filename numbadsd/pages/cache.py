@@ -98,14 +98,14 @@ class PagedKvCache:
         """Return the page lists of these requests; an id may stand in the list more than once."""
         size, page_indptr, pages, last_page_tokens = self.config.page_size, [0], [], []
         for request_id in request_ids:
-            sequence = self._sequence(request_id)
+            sequence = self._sequences.get(request_id) or self._sequence(request_id)
             count = pages_for(sequence.num_tokens, size)
             page_indptr.append(page_indptr[-1] + count)
             pages.append(sequence.pages[:count])
             last_page_tokens.append(sequence.num_tokens - max(0, count - 1) * size)
         return PageTable(
             np.array(page_indptr, np.int32),
-            pages[0] if len(pages) == 1 else np.concatenate((np.empty(0, np.int32), *pages)),
+            pages[0].copy() if len(pages) == 1 else np.concatenate((np.empty(0, np.int32), *pages)),
             np.array(last_page_tokens, np.int32),
         )
 

@@ -116,7 +116,7 @@ def peak_bytes(config):
         tracemalloc.stop()
 
 
-def test_compiling_takes_no_more_memory_than_the_run(monkeypatch):
+def test_compiling_takes_no_more_memory_than_the_run():
     # One short request on pages of 65536 tokens: a second, tiny cache would have pages as large.
     config = bench_config(page_size=1 << 16, num_heads=16, num_kv_heads=16)
     page_bytes = config.model.page_bytes
@@ -125,24 +125,22 @@ def test_compiling_takes_no_more_memory_than_the_run(monkeypatch):
     assert peak_bytes(config) < 1.3 * page_bytes + (64 << 20)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
-        # a copy of the selected pages for each of 16 query heads on one kv head
-        dict(share="query_head", fused=False, top_k_pages=8192, page_size=8),
-        # scores and the lists of selected pages for each of 64 query heads, on pages of one token
-        dict(share="query_head", page_size=1, num_heads=64, top_k_pages=65536),
+        # copies of the selected pages, one for each of 16 query heads on one kv head
+        dict(num_heads=16, share="query_head", fused=False, top_k_pages=8192),
+        # scores and softmax masses of every page for each of 256 query heads on one kv head
+        dict(num_heads=256, share="query_head", page_size=1),
     ],
-    ids=["staged copies", "scores and rows"],
+    ids=["staged copies", "many query heads"],
 )
 def test_what_was_let_through_stays_within_the_memory_it_was_checked_for(monkeypatch, changes):
-    fields = dict(num_heads=16, num_kv_heads=1, head_dim=64)
-    fields |= dict(min_context_tokens=1 << 16, max_context_tokens=1 << 16)
-    config = bench_config(**(fields | changes))
-    needed = needed_bytes(config.model, [1 << 16], monkeypatch)
-    run_decode_bench(bench_config(**(changes | dict(num_kv_heads=1, head_dim=64))))
-    assert peak_bytes(config) <= needed
+    fields = dict(num_kv_heads=1, head_dim=64) | changes
+    tokens = 1 << 16
+    config = bench_config(min_context_tokens=tokens, max_context_tokens=tokens, **fields)
+    run_decode_bench(bench_config(**fields))  # compiles, or loads
+    assert peak_bytes(config) <= needed_bytes(config.model, [tokens], monkeypatch)
 
 
 def test_a_capture_gives_its_shape_and_leaves_the_rest():

@@ -212,8 +212,9 @@ def _block_kv_heads(row_kv_heads, num_splits, num_threads):
 
 
 @kernel(parallel=False)
-def _attend_kernel(queries, keys, values, pages, geometry, num_threads, sm_scale, outputs, lse):
+def attend_kernel(queries, keys, values, pages, geometry, num_threads, sm_scale, outputs, lse):
     """Cut rows, attend, merge: one call, since each costs tens of microseconds with cold caches."""
+    geometry = Geometry(*geometry)
     page_indptr, page_ids, last_page_tokens = pages
     split_indptr = _split_rows(page_indptr, geometry.split_pages)
     table = RowTable(page_indptr, page_ids, last_page_tokens, split_indptr)
@@ -223,6 +224,20 @@ def _attend_kernel(queries, keys, values, pages, geometry, num_threads, sm_scale
     block = _block_kv_heads(geometry.row_kv_heads, np.int64(split_indptr[-1]), num_threads)
     _attend_splits_kernel(queries, keys, values, table, geometry, block, sm_scale, sums, softmax)
     _merge_splits_kernel(split_indptr, geometry.row_heads, sums, softmax, outputs, lse)
+
+
+def make_geometry(keys: np.ndarray, num_heads: int, num_kv_heads: int, num_units: int) -> Geometry:
+    """Return where heads and pages lie in a pool [N, G, T, D] read by S units a request."""
+    page_size = keys.shape[2]
+    return Geometry(
+        num_units=num_units,
+        row_heads=num_heads // num_units,
+        row_kv_heads=num_kv_heads if num_units == 1 else 1,
+        pool_kv_heads=keys.shape[1],
+        group_size=num_heads // num_kv_heads,
+        page_size=page_size,
+        split_pages=max(1, SPLIT_TOKENS // page_size),
+    )
 
 
 def attend_pages(
@@ -254,18 +269,9 @@ def attend_pages(
     if rest or num_units not in (1, num_kv_heads, num_heads):
         rows = f"{last_page_tokens.size} rows for {batch} requests"
         raise ValueError(f"page_indptr: got {rows}, want 1, {num_kv_heads} or {num_heads} each")
-    page_size = keys.shape[2]
-    geometry = Geometry(
-        num_units=num_units,
-        row_heads=num_heads // num_units,
-        row_kv_heads=num_kv_heads if num_units == 1 else 1,
-        pool_kv_heads=keys.shape[1],
-        group_size=num_heads // num_kv_heads,
-        page_size=page_size,
-        split_pages=max(1, SPLIT_TOKENS // page_size),
-    )
-    _attend_kernel(
+    attend_kernel(
         as_rows(queries), as_rows(keys), as_rows(values),
-        (page_indptr, page_ids, last_page_tokens), geometry, get_num_threads(),
+        (page_indptr, page_ids, last_page_tokens),
+        tuple(make_geometry(keys, num_heads, num_kv_heads, num_units)), get_num_threads(),
         np.float32(sm_scale), outputs.reshape(-1, head_dim), lse.reshape(-1),
     )  # fmt: skip

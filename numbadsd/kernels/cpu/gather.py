@@ -13,7 +13,7 @@ from numbadsd.kernels.words import as_words, check_array
 
 
 @kernel(parallel=False)
-def _select_rows_kernel(
+def select_rows_kernel(
     selected, page_indptr, page_ids, last_page_tokens, page_size, row_indptr, row_ids, row_last
 ):
     """Write every row's pages and the tokens of its last page.
@@ -56,7 +56,7 @@ def select_rows(
     row_indptr = np.empty(rows + 1, np.int32)
     row_ids = np.empty(selected.size, np.int32)
     row_last = np.empty(rows, np.int32)
-    _select_rows_kernel(
+    select_rows_kernel(
         selected, page_indptr, page_ids, last_page_tokens, page_size, row_indptr, row_ids, row_last
     )
     return row_indptr, row_ids[: row_indptr[-1]], row_last

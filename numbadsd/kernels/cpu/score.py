@@ -179,7 +179,7 @@ def _score_pages_kernel(factors, shape, summaries, page_indptr, page_ids, share,
 
 
 @kernel(parallel=False)
-def _score_kernel(queries, bound, shape, summaries, page_indptr, page_ids, share, sm_scale, scores):
+def score_kernel(queries, bound, shape, summaries, page_indptr, page_ids, share, sm_scale, scores):
     """Make factors, score pages: one call, since each costs tens of microseconds when cold."""
     arrays, f_rows, kv_heads = shape
     factors = np.empty((queries.shape[0], arrays, f_rows, queries.shape[2]), np.float32)
@@ -212,7 +212,7 @@ def score_pages(
     check_array("scores", scores, (batch, num_units, scores.shape[-1]), np.float32)
     arrays = 1 if summary == "mean" else 2
     f_rows = num_kv_heads if share == "request" else num_heads
-    _score_kernel(
+    score_kernel(
         queries, BOUNDS[summary], (arrays, f_rows, num_kv_heads), as_rows(summaries),
         page_indptr, page_ids, SHARES[share], np.float32(sm_scale), scores,
     )  # fmt: skip

@@ -40,7 +40,7 @@ def _kth_key(keys, count, k, histogram):
 
 
 @kernel
-def _select_pages_kernel(scores, page_counts, num_sink_pages, num_recent_pages, selected):
+def select_pages_kernel(scores, page_counts, num_sink_pages, num_recent_pages, selected):
     """Write selected[row, :]: ascending positions, then -1.
 
     Work      one task per row (request, unit)
@@ -95,7 +95,7 @@ def select_pages(
         raise ValueError(f"page_counts: got {page_counts.max()}, want at most {stride}")
     if selected.size == 0:
         return
-    _select_pages_kernel(
+    select_pages_kernel(
         scores.reshape(batch * units, stride),
         page_counts,
         num_sink_pages,
