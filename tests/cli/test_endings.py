@@ -1,11 +1,14 @@
 """How a run ends before its end: Ctrl-C, a reader that left, and how much memory it took."""
 
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -38,7 +41,7 @@ main()
 """
 
 
-def read_until(descriptor, word, timeout_s=240):
+def read_until(descriptor, word, timeout_s=120):
     """Read a terminal until a word appears or the other side closes; return what was read."""
     text, deadline = b"", time.monotonic() + timeout_s
     while word not in text and time.monotonic() < deadline:
@@ -83,6 +86,7 @@ def test_an_interrupt_is_one_line_and_leaves_no_record(tmp_path):
 
 def test_ctrl_c_in_a_terminal_ends_the_progress_with_one_line(tmp_path):
     terminal, stderr = pty.openpty()
+    fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     arguments = [*ENDLESS, "--json", str(tmp_path / "record.json")]
     process = start("dsd_bench", *arguments, stdout=subprocess.DEVNULL, stderr=stderr)
     os.close(stderr)

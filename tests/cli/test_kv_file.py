@@ -79,7 +79,7 @@ def slow_quality(arrays, share, summary):
             weights = np.exp(keys[:, head // group] @ query[head] * scale)
             weights /= weights.sum()
             mass = [weights[p * PAGE_SIZE : (p + 1) * PAGE_SIZE].sum() for p in range(pages)]
-            best = set(sorted(range(pages), key=lambda p: -mass[p])[:K])  # noqa: B023
+            best = set(sorted(range(pages), key=lambda p: -mass[p])[:K])
             tokens = sum(min(PAGE_SIZE, context - p * PAGE_SIZE) for p in chosen)
             means["recall"].append(len(chosen & best) / len(best))
             means["mass"].append(sum(mass[p] for p in chosen))

@@ -28,7 +28,6 @@ class Selection(NamedTuple):
     arrays: int  # vectors of a summary
     factor_rows: int  # G where scores are summed over heads, else H
     num_kv_heads: int
-    num_units: int
     num_sink_pages: int
     num_recent_pages: int
 
@@ -43,6 +42,8 @@ class StepPlan(NamedTuple):
     selection: tuple  # the fields of Selection
     geometry: tuple  # the fields of Geometry
     sm_scale: np.float32
+    num_units: int
+    num_threads: int  # sizes the tasks; the result never depends on it
 
 
 @kernel(parallel=False)
@@ -110,11 +111,13 @@ def plan_sparse_step(
     factor_rows = num_kv_heads if share == "request" else num_heads
     selection = Selection(
         BOUNDS[summary], SHARES[share], 1 if summary == "mean" else 2, factor_rows,
-        num_kv_heads, num_units, num_sink_pages, num_recent_pages,
+        num_kv_heads, num_sink_pages, num_recent_pages,
     )  # fmt: skip
     geometry = make_geometry(keys, num_heads, num_kv_heads, num_units)
     rows = (as_rows(keys), as_rows(values), as_rows(summaries))
-    return StepPlan(rows, tuple(selection), tuple(geometry), np.float32(sm_scale))
+    return StepPlan(
+        rows, tuple(selection), tuple(geometry), np.float32(sm_scale), num_units, get_num_threads()
+    )
 
 
 def sparse_step(
@@ -131,12 +134,11 @@ def sparse_step(
     """Select each unit's K best pages and attend to them in place."""
     shape = queries.shape
     check_array("queries", queries, shape, np.float32)
-    num_units = Selection(*plan.selection).num_units
-    check_array("selected", selected, (shape[0], num_units, selected.shape[-1]), np.int32)
+    check_array("selected", selected, (shape[0], plan.num_units, selected.shape[-1]), np.int32)
     check_array("outputs", outputs, shape, np.float32)
     check_array("lse", lse, shape[:2], np.float32)
     if shape[0] > 0:
         sparse_step_kernel(
             queries, plan.rows, (page_indptr, page_ids, last_page_tokens), plan.selection,
-            plan.geometry, get_num_threads(), plan.sm_scale, selected, outputs, lse, stage_ns,
+            plan.geometry, plan.num_threads, plan.sm_scale, selected, outputs, lse, stage_ns,
         )  # fmt: skip
