@@ -41,6 +41,18 @@ def test_laps_of_one_name_add_up(clock_at):
     assert times.score_ms == pytest.approx(5000.0)
 
 
+def test_parts_timed_inside_a_lap_leave_the_rest_of_it_to_a_name(clock_at):
+    clock = StageClock()
+    clock_at(1)
+    clock.lap("malloc")
+    clock_at(3)
+    clock.lap_parts({"score": 300_000_000, "attend": 1_200_000_000}, rest="launch")
+    times = clock.times()
+    assert (times.score_ms, times.attend_ms) == pytest.approx((300.0, 1200.0))
+    assert times.overheads_ms == pytest.approx({"malloc": 1000.0, "launch": 500.0})
+    assert times.total_ms == pytest.approx(3000.0)
+
+
 def test_the_total_ends_with_the_last_lap(clock_at):
     clock = StageClock()
     clock_at(1)

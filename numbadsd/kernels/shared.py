@@ -12,9 +12,10 @@ NEG_INF = np.float32(-np.inf)
 # exp(x) = 2^n * exp(r), n = round(x / ln 2), r = x - n ln 2 in two steps (Cody & Waite 1980), so
 # that r keeps float32 accuracy. Polynomial of exp on |r| <= ln(2)/2: Cephes expf (Moshier).
 _LOG2_E = np.float32(1.4426950408889634)
-_LN2_HIGH = np.float32(0.693359375)
-_LN2_LOW = np.float32(-2.12194440e-4)
+_MINUS_LN2_HIGH = np.float32(-0.693359375)
+_MINUS_LN2_LOW = np.float32(2.12194440e-4)
 _ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves round(x) in the low bits
+_MINUS_ROUND = np.float32(-12582912.0)
 _EXP_LOWEST = np.float32(-87.0)  # below, exp would be subnormal: flushed to 0
 _ONE = np.float32(1.0)
 _C0 = np.float32(1.9875691500e-4)
@@ -27,22 +28,46 @@ _ONE_BITS = np.int32(0x3F800000)
 _MANTISSA_BITS = np.int32(23)
 
 
-def exp_nonpositive(x):
-    """Return exp(x) for x <= 0 in float32: 0 below -87 and at -inf, NaN at NaN, exactly 1 at 0."""
-    clamped = _EXP_LOWEST if x < _EXP_LOWEST else x
-    shifted = np.float32(clamped * _LOG2_E + _ROUND)
-    n = shifted - _ROUND
-    r = clamped - n * _LN2_HIGH - n * _LN2_LOW
-    p = _C0 * r + _C1
-    p = p * r + _C2
-    p = p * r + _C3
-    p = p * r + _C4
-    p = p * r + _C5
-    p = p * r * r + r + _ONE
-    # The low bits of `shifted` are n; moved up into the exponent field they scale 1.0 to 2^n.
-    scale_bits = np.int32((np.float32(shifted).view(np.int32) << _MANTISSA_BITS) + _ONE_BITS)
-    result = p * np.int32(scale_bits).view(np.float32)
-    return np.float32(0.0) if x < _EXP_LOWEST else result
+def two_to(shifted):
+    """Return 2^n in float32, where n stands in the low bits of `shifted`."""
+    exponent = np.int32(np.float32(shifted).view(np.int32) << _MANTISSA_BITS)
+    return np.int32(exponent + _ONE_BITS).view(np.float32)
+
+
+def at_least(x, low):
+    """Return the larger of x and low; NaN stays NaN."""
+    return low if x < low else x
+
+
+def zero_below(x, low, result):
+    """Return 0 where x is below low, else the result."""
+    return np.float32(0.0) if x < low else result
+
+
+def make_exp_nonpositive(lift, fma, two_to, at_least, zero_below):
+    """Return ``exp_nonpositive`` for scalars or vectors, given a backend's five instructions.
+
+    `lift` makes a number a scalar or vector of the kind that x is; `fma(a, b, c)` is a * b + c
+    rounded once; the others are as the functions of these names.
+    """
+
+    def exp_nonpositive(x):
+        """Return exp(x) for x <= 0: 0 below -87 and at -inf, NaN at NaN, exactly 1 at 0."""
+        low = lift(_EXP_LOWEST)
+        clamped = at_least(x, low)
+        shifted = fma(clamped, lift(_LOG2_E), lift(_ROUND))
+        n = shifted + lift(_MINUS_ROUND)
+        r = fma(n, lift(_MINUS_LN2_HIGH), clamped)
+        r = fma(n, lift(_MINUS_LN2_LOW), r)
+        p = fma(lift(_C0), r, lift(_C1))
+        p = fma(p, r, lift(_C2))
+        p = fma(p, r, lift(_C3))
+        p = fma(p, r, lift(_C4))
+        p = fma(p, r, lift(_C5))
+        p = fma(p * r, r, r) + lift(_ONE)
+        return zero_below(x, low, p * two_to(shifted))
+
+    return exp_nonpositive
 
 
 def softmax_shift(maximum):

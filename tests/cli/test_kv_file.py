@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from click.testing import CliRunner
 
 from numbadsd.cli.dsd_bench import command
 from tests import oracle
-from tests.cli.process import assert_complains, read_record, run_here, run_script
+from tests.cli.process import Ended, assert_complains, read_record, run_here, run_script
 
 K, PAGE_SIZE = 4, 4
 SINK_PAGES = RECENT_PAGES = 1
@@ -248,7 +250,6 @@ def test_a_missing_file_and_a_folder_are_refused(capsys, tmp_path):
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
-    # Like a device, it has no end that an archive could be read from; /dev/zero fills the memory.
     path = tmp_path / "pipe"
     os.mkfifo(path)
     keep_open = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # so that opening it for reading returns
@@ -257,3 +258,20 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         assert_complains(run_script("dsd_bench", *START, "--kv-file", str(path)), path)
     finally:
         os.close(keep_open)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero")
+def test_a_device_is_refused_before_it_fills_the_memory():
+    code = (
+        "import resource; limit = 4 << 30; resource.setrlimit(resource.RLIMIT_AS, (limit, limit))"
+    )
+    code += "; from numbadsd.cli.dsd_bench import main; main()"
+    process = subprocess.run(
+        [sys.executable, "-c", code, *START, "--kv-file", "/dev/zero"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    ended = Ended(process.returncode, process.stdout, process.stderr)
+    assert_complains(ended, "/dev/zero")

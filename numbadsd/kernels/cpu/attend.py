@@ -22,13 +22,28 @@ from numba import get_num_threads, prange
 
 from numbadsd.kernels import shared
 from numbadsd.kernels.cpu.jit import device, kernel
+from numbadsd.kernels.cpu.simd import fma
 from numbadsd.kernels.cpu.tiles import dot_group, prefetch_tile, softmax_row, weigh_group
 from numbadsd.kernels.words import as_rows, check_array
 
 SPLIT_TOKENS = 128  # K and V tiles, scores and sums of a split stay in the L2 cache
 TASKS_PER_THREAD = 4  # enough tasks that an uneven last round costs little
 
-_exp = device(shared.exp_nonpositive)
+
+@device
+def _as_float32(number):
+    return np.float32(number)
+
+
+_exp = device(
+    shared.make_exp_nonpositive(
+        _as_float32,
+        fma,
+        device(shared.two_to),
+        device(shared.at_least),
+        device(shared.zero_below),
+    )  # fmt: skip
+)
 _shift = device(shared.softmax_shift)
 _NEG_INF = np.float32(-np.inf)
 _ZERO = np.float32(0.0)
@@ -78,7 +93,7 @@ def _page_tokens(table, geometry, row, page):
 @device
 def _tile_row(table, geometry, page, kv_head):
     """Return the first row, in the pool seen as rows of D, of a page's tile."""
-    head = kv_head % geometry.pool_kv_heads
+    head = kv_head if kv_head < geometry.pool_kv_heads else 0  # 0: a row's own copy
     return (np.int64(table.page_ids[page]) * geometry.pool_kv_heads + head) * geometry.page_size
 
 

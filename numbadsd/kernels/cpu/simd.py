@@ -74,17 +74,52 @@ def repeat_4x(typingctx, vector):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """Return a * b + c, rounded once."""
+    """Return a * b + c, rounded once, of vectors or of float32 numbers."""
 
     def codegen(context, builder, signature, args):
-        vector = vector_type(a.lanes)
-        name = f"llvm.fma.v{a.lanes}f32"
-        function_type = ir.FunctionType(vector, [vector] * 3)
+        operand = args[0].type
+        name = f"llvm.fma.v{a.lanes}f32" if isinstance(a, Vec) else "llvm.fma.f32"
+        function_type = ir.FunctionType(operand, [operand] * 3)
         return builder.call(
             cgutils.get_or_insert_function(builder.module, function_type, name), args
         )
 
     return a(a, b, c), codegen
+
+
+@intrinsic
+def two_to(typingctx, shifted):
+    """Return 2^n, where n stands in the low bits of `shifted` (see `shared.two_to`)."""
+
+    def codegen(context, builder, signature, args):
+        integers = vector_type(shifted.lanes, I32)
+        bits = builder.bitcast(args[0], integers)
+        bits = builder.shl(bits, lane_numbers([23] * shifted.lanes))
+        bits = builder.add(bits, lane_numbers([0x3F800000] * shifted.lanes))
+        return builder.bitcast(bits, vector_type(shifted.lanes))
+
+    return shifted(shifted), codegen
+
+
+@intrinsic
+def at_least(typingctx, x, low):
+    """Return the larger of each lane; NaN stays NaN."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", *args), args[1], args[0])
+
+    return x(x, low), codegen
+
+
+@intrinsic
+def zero_below(typingctx, x, low, result):
+    """Return 0 in the lanes where x is below low, else the result."""
+
+    def codegen(context, builder, signature, args):
+        zero = ir.Constant(args[2].type, [0.0] * x.lanes)
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), zero, args[2])
+
+    return x(x, low, result), codegen
 
 
 def _larger(builder, a, b):

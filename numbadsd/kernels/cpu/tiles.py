@@ -20,6 +20,7 @@ from numbadsd.kernels.cpu.memory import (
     store64,
 )
 from numbadsd.kernels.cpu.simd import (
+    at_least,
     fma,
     max_lanes,
     repeat_4x,
@@ -28,11 +29,13 @@ from numbadsd.kernels.cpu.simd import (
     splat64,
     sum_lanes,
     sum_rows,
+    two_to,
+    zero_below,
 )
 
 CACHE_LINE_BYTES = 64
 
-_exp = device(shared.exp_nonpositive)
+_exp16 = device(shared.make_exp_nonpositive(splat16, fma, two_to, at_least, zero_below))
 _shift = device(shared.softmax_shift)
 _ZERO = np.float32(0.0)
 _NEG_INF = np.float32(-np.inf)
@@ -109,12 +112,12 @@ def softmax_row(scores, s_row, tokens):
     for i in range(0, padded, 16):
         largest = max(load16(scores, s_row, i), largest)
     maximum = max_lanes(largest)
-    shift = _shift(maximum)
-    for i in range(padded):
-        scores[s_row, i] = _exp(scores[s_row, i] - shift)
+    minus_shift = splat16(-_shift(maximum))
     total = splat16(_ZERO)
     for i in range(0, padded, 16):
-        total = total + load16(scores, s_row, i)
+        weight = _exp16(load16(scores, s_row, i) + minus_shift)
+        store16(scores, s_row, i, weight)
+        total = total + weight
     return maximum, sum_lanes(total)
 
 
