@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 import numba
 
+SEED = click.IntRange(0, 2**32 - 1)
+
 
 def positional(config_class, last: str):
     """Return a decorator: the fields of `config_class` up to `last`, as optional arguments."""
@@ -41,6 +43,9 @@ def set_threads(ctx, param, value: int | None) -> int | None:
 
 threads_option = click.option(
     "--threads", type=int, callback=set_threads, help="Threads of the CPU kernels [all]."
+)
+seed_option = click.option(
+    "--seed", "seed_option", type=SEED, help="The same as the argument seed, where that is awkward."
 )
 json_option = click.option(
     "--json",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from numbadsd.bench.record import check_writable, write_record
+from numbadsd.bench.record import check_writable
 
 
 def check_json_file(path: Path | None) -> None:
@@ -15,9 +15,3 @@ def check_json_file(path: Path | None) -> None:
         check_writable(path)
     except OSError as error:
         raise click.UsageError(f"--json: cannot write {path}: {error.strerror or error}") from None
-
-
-def save_record(record: dict, path: Path | None) -> None:
-    """Write the record where one was asked for."""
-    if path is not None:
-        write_record(record, path)

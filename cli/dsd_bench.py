@@ -7,11 +7,18 @@ from pathlib import Path
 import click
 
 from numbadsd import PATHS
-from numbadsd.bench.data import config_for_capture, load_capture
+from numbadsd.bench.data import capture_shape, load_capture
 from numbadsd.bench.decode import run_decode_bench
+from numbadsd.bench.record import write_record
 from numbadsd.bench.report import render_report
-from numbadsd.cli._arguments import json_option, positional, positional_help, threads_option
-from numbadsd.cli._output import check_json_file, save_record
+from numbadsd.cli._arguments import (
+    json_option,
+    positional,
+    positional_help,
+    seed_option,
+    threads_option,
+)
+from numbadsd.cli._output import check_json_file
 from numbadsd.cli._run import run_command
 from numbadsd.config import DATA_KINDS, KV_DTYPES, DecodeBenchConfig, Share, Summary
 
@@ -55,38 +62,44 @@ def _choices(enum) -> click.Choice:
 @click.option("--layer", type=int, help="Layer of the capture [the lowest].")
 @click.option("--paths", default=",".join(PATHS), callback=_parse_paths, help="Paths to run [all].")
 @click.option("--fused/--staged", default=True, help="Attend in place, or gather a copy first.")
+@seed_option
 @threads_option
 @json_option
 @click.pass_context
-def command(ctx, kv_file: Path | None, layer: int | None, threads, json_file, **values) -> None:
+def command(ctx, kv_file: Path | None, layer, seed_option, threads, json_file, **values) -> None:
     """Measure, print the report, write the record."""
     check_json_file(json_file)
     if layer is not None and kv_file is None:
         raise click.UsageError("--layer goes with --kv-file")
-    config = DecodeBenchConfig(**values)
+    values["seed"] = values["seed"] if seed_option is None else seed_option
     capture = None
     if kv_file is not None:
         capture = load_capture(kv_file, layer)
-        config = _adapt(ctx, config, capture)
+        values |= _shape_of_file(ctx, capture)
+    config = DecodeBenchConfig(**values)
     record = run_decode_bench(config, capture, shlex.join(["dsd_bench", *sys.argv[1:]]))
     record["config"]["kv_file"] = str(kv_file) if kv_file else None
     record["config"]["layer"] = capture.layer if capture else None
-    save_record(record, json_file)
-    click.echo(render_report(record))
+    try:
+        if json_file is not None:
+            write_record(record, json_file)
+    finally:  # a full disk must not lose what was measured
+        click.echo(render_report(record))
 
 
-def _adapt(ctx, config: DecodeBenchConfig, capture) -> DecodeBenchConfig:
-    """Take the shape from the file; refuse one that was given and differs."""
-    adapted = config_for_capture(config, capture)
-    for name in ("num_heads", "head_dim", "num_kv_heads", "data"):
-        given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if name == "data" and given:
-            raise click.UsageError("--data and --kv-file exclude each other")
-        if given and getattr(config, name) != getattr(adapted, name):
-            raise click.UsageError(
-                f"{name}: got {getattr(config, name)}, the file has {getattr(adapted, name)}"
-            )
-    return adapted
+def _shape_of_file(ctx, capture) -> dict:
+    """Return the fields that the file decides; refuse one that was given and differs."""
+
+    def given(name: str) -> bool:
+        return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+    if given("data"):
+        raise click.UsageError("--data and --kv-file exclude each other")
+    shape = capture_shape(capture)
+    for name, size in shape.items():
+        if given(name) and ctx.params[name] != size:
+            raise click.UsageError(f"{name}: got {ctx.params[name]}, the file has {size}")
+    return shape
 
 
 def main() -> None:

@@ -3,12 +3,14 @@
 import click
 
 from numbadsd.bench.demo import run_demo
+from numbadsd.cli._arguments import SEED, threads_option
 from numbadsd.cli._run import run_command
 
 
 @click.command("dsd_demo", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--seed", default=7, show_default=True, help="Of the synthetic request.")
-def command(seed: int) -> None:
+@click.option("--seed", type=SEED, default=7, show_default=True, help="Of the synthetic request.")
+@threads_option
+def command(seed: int, threads: int | None) -> None:
     """Walk one request through pages, scores, selection and attention, with every number shown."""
     click.echo(run_demo(seed))
 

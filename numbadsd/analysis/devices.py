@@ -8,7 +8,7 @@ import numpy as np
 
 from numbadsd.kernels.cpu.probe import multiply_add, read_sweep
 
-_FMA_ROUNDS = 20_000  # a few milliseconds a task
+_FMA_ROUNDS = 2_000_000  # a few milliseconds a task, beside which its start is nothing
 _REPEATS = 5
 
 

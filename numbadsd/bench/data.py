@@ -1,6 +1,6 @@
 """From a configuration to a filled cache: the data of a decode benchmark."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -16,7 +16,7 @@ from numbadsd.workload.synthetic import (
     draw_context_tokens,
 )
 
-__all__ = ["DecodeData", "config_for_capture", "fill_cache", "load_capture", "make_workload"]
+__all__ = ["DecodeData", "capture_shape", "fill_cache", "load_capture", "make_workload"]
 
 FILL_BYTES = 16 << 20  # of K and V in float32 at a time: memory stays near the pool itself
 _OWN_BYTES = 256 << 20  # interpreter, compiled code, scratch
@@ -33,12 +33,10 @@ class DecodeData:
     workload: object
 
 
-def config_for_capture(config: DecodeBenchConfig, capture: Capture) -> DecodeBenchConfig:
-    """Return the configuration with the shape that the captured tensors have."""
+def capture_shape(capture: Capture) -> dict[str, int]:
+    """Return the fields of a configuration that captured tensors decide."""
     num_heads, head_dim = capture.queries.shape[1:]
-    return replace(
-        config, num_heads=num_heads, num_kv_heads=capture.keys.shape[1], head_dim=head_dim
-    )
+    return {"num_heads": num_heads, "num_kv_heads": capture.keys.shape[1], "head_dim": head_dim}
 
 
 def make_workload(config: DecodeBenchConfig, capture: Capture | None = None):
@@ -48,12 +46,12 @@ def make_workload(config: DecodeBenchConfig, capture: Capture | None = None):
     """
     if capture is not None:
         workload = CapturedWorkload(capture, config.batch_size, config.page_size)
-        check_memory(config.model, workload.context_tokens)
+        check_memory(config.model, workload.context_tokens, config.fused)
         return workload
     context_tokens = draw_context_tokens(
         config.batch_size, config.min_context_tokens, config.max_context_tokens, config.seed
     )
-    check_memory(config.model, context_tokens)
+    check_memory(config.model, context_tokens, config.fused)
     workload = {"uniform": UniformWorkload, "structured": StructuredWorkload}[config.data]
     return workload(config.model, context_tokens, config.seed)
 
@@ -63,13 +61,11 @@ def pool_pages(model: ModelConfig, context_tokens: np.ndarray) -> int:
     return int((-(-np.asarray(context_tokens, np.int64) // model.page_size)).sum())
 
 
-def check_memory(model: ModelConfig, context_tokens: np.ndarray) -> None:
-    """Raise ValueError, with the bytes, when a cache of these contexts cannot fit in memory."""
-    num_pages = pool_pages(model, context_tokens)
-    head_bytes = (
-        4 * len(context_tokens) * model.num_heads * (3 * model.head_dim + model.top_k_pages)
-    )
-    needed = cache_bytes(model, num_pages) + head_bytes + FILL_BYTES + _OWN_BYTES
+def check_memory(model: ModelConfig, context_tokens: np.ndarray, fused: bool = True) -> None:
+    """Raise ValueError, with the bytes, when a benchmark of these contexts cannot fit in memory."""
+    context_tokens = np.asarray(context_tokens, np.int64)
+    needed = cache_bytes(model, pool_pages(model, context_tokens)) + FILL_BYTES + _OWN_BYTES
+    needed += _scratch_bytes(model, context_tokens, fused)
     available = psutil.virtual_memory().available
     check(
         needed <= available,
@@ -77,6 +73,23 @@ def check_memory(model: ModelConfig, context_tokens: np.ndarray) -> None:
         int(context_tokens.sum()),
         f"a cache that fits in memory: this one needs {needed:,} bytes of {available:,} available",
     )
+
+
+def _scratch_bytes(model: ModelConfig, context_tokens: np.ndarray, fused: bool) -> int:
+    """Return the bytes beside the cache: of a step, and of measuring the quality afterwards."""
+    batch, longest = len(context_tokens), int(context_tokens.max())
+    pages = -(-context_tokens // model.page_size)
+    most_pages = int(pages.max())
+    step = 4 * batch * model.num_heads * 3 * model.head_dim  # queries, factors, outputs
+    step += 4 * batch * model.num_units * (most_pages + 2 * model.top_k_pages)  # scores, lists
+    if not fused:
+        kv_heads = model.num_kv_heads if model.num_units == 1 else 1
+        tile_bytes = model.page_bytes // model.num_kv_heads
+        selected = int(np.minimum(pages, model.top_k_pages).sum()) * model.num_units
+        step += selected * kv_heads * tile_bytes
+    # float64 masses of every page for every head, logits of one group, and their temporaries
+    quality = 8 * (4 * model.num_heads * most_pages + 3 * model.group_size * longest)
+    return step + quality
 
 
 def fill_cache(model: ModelConfig, workload) -> DecodeData:

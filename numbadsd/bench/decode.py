@@ -5,7 +5,7 @@ the samples are compared with, under the same conditions, and leaves the caches 
 step finds them in a model whose other layers have just run.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
@@ -25,6 +25,7 @@ from numbadsd.timing import STAGES, sample_statistics
 from numbadsd.types import DecodeResult, StageTimes
 
 OVERHEADS = ("malloc", "h2d", "d2h", "free", "launch", "sync", "page_table", "sparse_layout")
+COMPILE_PAGE_TOKENS = 16
 ACCURACY = (
     ("sparse_cpu", "dense_cpu"),
     ("sparse_gpu", "sparse_cpu"),
@@ -82,7 +83,8 @@ def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "ds
 
 def _make_runs(config: DecodeBenchConfig) -> tuple[dict[str, _Run], dict[str, CudaUnavailable]]:
     """Compile, or load, the kernels of each path on a tiny batch; return the paths that run."""
-    model = config.model
+    # kernels are compiled for types, not for sizes: small pages do
+    model = replace(config.model, page_size=min(config.page_size, COMPILE_PAGE_TOKENS))
     cache = PagedKvCache(model, 2)
     tokens = np.zeros((model.page_size + 1, model.num_kv_heads, model.head_dim), np.float32)
     cache.append_tokens(0, tokens, tokens)

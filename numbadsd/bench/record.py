@@ -45,7 +45,9 @@ def environment() -> dict:
 def check_writable(path: Path) -> None:
     """Raise OSError when a record could not be written to `path`; leaves nothing behind."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder")
+        raise IsADirectoryError("it is a folder")
+    if path.exists() and not path.is_file():  # a rename would replace a device or a pipe
+        raise OSError("it is not a regular file")
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
         pass
 

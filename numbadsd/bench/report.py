@@ -51,6 +51,8 @@ def render_report(record: dict) -> str:
 
 
 def _table(rows: list, headers: list[str], formats=".3f") -> str:
+    if not rows:
+        return "no path ran"
     return tabulate(rows, headers, floatfmt=formats, missingval="-", disable_numparse=[0])
 
 
@@ -163,7 +165,7 @@ def _quality(record: dict) -> str:
     if record["quality"] is None:
         return "not measured: it takes dense_cpu and sparse_cpu"
     rows = [
-        (name, f"{value:.4f}", _QUALITY[name])
+        (name, "not defined" if value != value else f"{value:.4f}", _QUALITY[name])
         for name, value in record["quality"].items()
         if value is not None
     ]

@@ -72,9 +72,13 @@ def load_capture(path: str | PathLike, layer: int | None = None) -> Capture:
 def _open(path) -> BinaryIO:
     """Open the file, or say why that is impossible."""
     try:
+        if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+            raise CaptureError(f"{path}: not a regular file")  # a device may never end
         return open(path, "rb")
     except FileNotFoundError:
         raise CaptureError(f"{path}: no such file") from None
+    except CaptureError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a path no system accepts
         fault = "a directory, not a file" if os.path.isdir(path) else _one_line(error)
         raise CaptureError(f"{path}: {fault}") from None

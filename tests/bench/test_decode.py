@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from numbadsd.bench.data import config_for_capture, fill_cache, make_workload
+from numbadsd.bench.data import capture_shape, fill_cache, make_workload
 from numbadsd.bench.decode import run_decode_bench
 from numbadsd.bench.record import write_record
 from numbadsd.bench.report import render_report
@@ -252,7 +252,7 @@ def test_a_capture_is_decoded_as_it_is():
     queries = rng.standard_normal((2, 6, 32), np.float32)
     keys, values = rng.standard_normal((2, 50, 3, 32), np.float32)
     capture = Capture(queries, keys, values, query_positions=np.array([20, 49]))
-    config = config_for_capture(replace(ONCE, batch_size=8), capture)
+    config = replace(ONCE, batch_size=8, **capture_shape(capture))
     record = run_decode_bench(config, capture)
     assert record["data"]["requests"] == 2
     assert record["data"]["min_context_tokens"] == 21  # its own token and the 20 before

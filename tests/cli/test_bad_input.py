@@ -173,7 +173,7 @@ def test_a_record_that_cannot_be_written_in_the_end_is_one_line_after_the_report
     def fail(record, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("numbadsd.cli._output.write_record", fail)
+    monkeypatch.setattr("numbadsd.cli.dsd_bench.write_record", fail)
     arguments = [*TINY, "--paths", "dense_cpu", "--json", tmp_path / "r.json"]
     ended = run_here(command, arguments, capsys)
     assert ended.status != 0
