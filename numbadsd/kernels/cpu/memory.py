@@ -71,6 +71,14 @@ load16, load64 = _make_load(16), _make_load(64)
 store4, store16, store64 = _make_store(4), _make_store(16), _make_store(64)
 
 
+def _stack_rows(builder, rows):
+    """Return four vectors of 16 as one 4x16 vector."""
+    pairs = [
+        builder.shuffle_vector(rows[i], rows[i + 1], lane_numbers(range(2 * LANES))) for i in (0, 2)
+    ]
+    return builder.shuffle_vector(*pairs, lane_numbers(range(ROWS * LANES)))
+
+
 @intrinsic
 def load_4x16(typingctx, array, row, column):
     """Load 16 columns of four consecutive rows."""
@@ -81,13 +89,25 @@ def load_4x16(typingctx, array, row, column):
         for _ in range(ROWS):
             rows.append(_load(builder, signature.args[0].dtype, address, LANES))
             address = builder.gep(address, [columns])
-        pairs = [
-            builder.shuffle_vector(rows[i], rows[i + 1], lane_numbers(range(2 * LANES)))
-            for i in (0, 2)
-        ]
-        return builder.shuffle_vector(*pairs, lane_numbers(range(ROWS * LANES)))
+        return _stack_rows(builder, rows)
 
     return Vec(ROWS * LANES)(array, row, column), codegen
+
+
+@intrinsic
+def load_rows_4x16(typingctx, array, row_0, row_1, row_2, row_3, column):
+    """Load 16 columns of four rows anywhere."""
+
+    def codegen(context, builder, signature, args):
+        array_type, column_type = signature.args[0], signature.args[5]
+        rows = []
+        for i in range(1, 1 + ROWS):
+            one = types.void(array_type, signature.args[i], column_type)
+            address, _ = _address(context, builder, one, (args[0], args[i], args[5]))
+            rows.append(_load(builder, array_type.dtype, address, LANES))
+        return _stack_rows(builder, rows)
+
+    return Vec(ROWS * LANES)(array, row_0, row_1, row_2, row_3, column), codegen
 
 
 @intrinsic

@@ -16,8 +16,8 @@ from numba import prange
 
 from numbadsd.kernels import shared
 from numbadsd.kernels.cpu.jit import device, kernel
-from numbadsd.kernels.cpu.memory import load16, load_4x16, prefetch, store4
-from numbadsd.kernels.cpu.simd import fma, repeat_4x, splat16, splat64, sum_lanes, sum_rows
+from numbadsd.kernels.cpu.memory import load16, load_rows_4x16, prefetch, store4
+from numbadsd.kernels.cpu.simd import fma, repeat_4x, splat64, sum_rows
 from numbadsd.kernels.words import as_rows, check_array
 
 BOUNDS = {
@@ -58,90 +58,107 @@ def _query_factors_kernel(queries, bound, factors):
 
 
 @device
-def _prefetch_rows(summaries, row, rows, d):
-    """Ask for a cache line of each of some rows, once per line."""
+def _load_pages(summaries, rows, offset, d):
+    """Load 16 dimensions of the same vector of four pages."""
+    return load_rows_4x16(
+        summaries, rows[0] + offset, rows[1] + offset, rows[2] + offset, rows[3] + offset, d
+    )
+
+
+@device
+def _prefetch_pages(summaries, rows, offset, d):
+    """Ask for the same vector of four pages, once per cache line."""
     if d % (CACHE_LINE_BYTES // summaries.itemsize) == 0:
-        for r in range(rows):
-            prefetch(summaries, row + r, d)
+        for page in range(4):
+            prefetch(summaries, rows[page] + offset, d)
 
 
 @device
-def _score_heads_4(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead, out, column):
-    """Write the scores of four heads with a kv head each."""
+def _score_head(factors, f_row, f_rows, summaries, rows, following, kv_head, shape, out, head):
+    """Write out[head, :]: one head's scores of four pages."""
+    arrays, kv_heads = shape
     total = splat64(_ZERO)
-    for _ in range(arrays):
+    for array in range(arrays):
+        f, offset = f_row + array * f_rows + head, array * kv_heads + kv_head
         for d in range(0, factors.shape[1], 16):
-            _prefetch_rows(summaries, row + ahead, 4, d)
-            total = fma(load_4x16(factors, f_row, d), load_4x16(summaries, row, d), total)
-        f_row += f_rows
-        row += kv_heads
-    store4(out, 0, column, sum_rows(total))
+            _prefetch_pages(summaries, following, offset, d)
+            pages = _load_pages(summaries, rows, offset, d)
+            total = fma(repeat_4x(load16(factors, f, d)), pages, total)
+    store4(out, head, 0, sum_rows(total))
 
 
 @device
-def _score_group_4(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead, out, column):
-    """Write the scores of four heads that share a kv head."""
-    total = splat64(_ZERO)
-    for _ in range(arrays):
+def _score_head_4(factors, f_row, f_rows, summaries, rows, following, kv_head, shape, out, head):
+    """Do as `_score_head` for four heads of a kv head: each summary is loaded and widened once."""
+    arrays, kv_heads = shape
+    total_0 = splat64(_ZERO)
+    total_1 = splat64(_ZERO)
+    total_2 = splat64(_ZERO)
+    total_3 = splat64(_ZERO)
+    for array in range(arrays):
+        f, offset = f_row + array * f_rows + head, array * kv_heads + kv_head
         for d in range(0, factors.shape[1], 16):
-            _prefetch_rows(summaries, row + ahead, 1, d)
-            key = repeat_4x(load16(summaries, row, d))
-            total = fma(load_4x16(factors, f_row, d), key, total)
-        f_row += f_rows
-        row += kv_heads
-    store4(out, 0, column, sum_rows(total))
+            _prefetch_pages(summaries, following, offset, d)
+            pages = _load_pages(summaries, rows, offset, d)
+            total_0 = fma(repeat_4x(load16(factors, f, d)), pages, total_0)
+            total_1 = fma(repeat_4x(load16(factors, f + 1, d)), pages, total_1)
+            total_2 = fma(repeat_4x(load16(factors, f + 2, d)), pages, total_2)
+            total_3 = fma(repeat_4x(load16(factors, f + 3, d)), pages, total_3)
+    store4(out, head, 0, sum_rows(total_0))
+    store4(out, head + 1, 0, sum_rows(total_1))
+    store4(out, head + 2, 0, sum_rows(total_2))
+    store4(out, head + 3, 0, sum_rows(total_3))
 
 
 @device
-def _score_head(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead):
-    """Return the score of one head."""
-    total = splat16(_ZERO)
-    for _ in range(arrays):
-        for d in range(0, factors.shape[1], 16):
-            _prefetch_rows(summaries, row + ahead, 1, d)
-            total = fma(load16(factors, f_row, d), load16(summaries, row, d), total)
-        f_row += f_rows
-        row += kv_heads
-    return sum_lanes(total)
-
-
-@device
-def _score_page(factors, f_row, f_rows, summaries, row, kv_heads, arrays, ahead, out):
-    """Write out[0, f] for every factor row of a request; prefetch `ahead` rows further on."""
+def _score_pages(factors, f_row, f_rows, summaries, rows, following, shape, out):
+    """Write out[f, :] of every factor row of a request against four pages; prefetch the next."""
+    kv_heads = shape[1]
     group = f_rows // kv_heads
-    kv_head, head = 0, 0
-    while group == 1 and head + 4 <= f_rows:
-        f, r = f_row + head, row + head
-        _score_heads_4(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead, out, head)
-        head += 4
-        kv_head = head
-    while kv_head < kv_heads:
-        r = row + kv_head
+    head = 0
+    for kv_head in range(kv_heads):
         end = head + group
         while head + 4 <= end:
-            f = f_row + head
-            _score_group_4(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead, out, head)
+            _score_head_4(
+                factors, f_row, f_rows, summaries, rows, following, kv_head, shape, out, head
+            )
             head += 4
         while head < end:
-            f = f_row + head
-            score = _score_head(factors, f, f_rows, summaries, r, kv_heads, arrays, ahead)
-            out[0, head] = score
+            _score_head(
+                factors, f_row, f_rows, summaries, rows, following, kv_head, shape, out, head
+            )
             head += 1
-        kv_head += 1
 
 
 @device
-def _share_score(head_scores, share, num_units, unit):
-    """Return one unit's score of a page from the scores of its heads."""
-    width = head_scores.shape[1] // num_units
-    result = _ZERO if share == _REQUEST else _NEG_INF
+def _page_row(page_ids, index, page_rows):
+    """Return the first summary row of a page; the last page stands in for those after it."""
+    return np.int64(page_ids[min(index, page_ids.size - 1)]) * page_rows
+
+
+@device
+def _four_rows(page_ids, index, page_rows):
+    return (
+        _page_row(page_ids, index, page_rows),
+        _page_row(page_ids, index + 1, page_rows),
+        _page_row(page_ids, index + 2, page_rows),
+        _page_row(page_ids, index + 3, page_rows),
+    )
+
+
+@device
+def _share_score(head_scores, column, share, num_units, unit):
+    """Return one unit's score of a page from the scores of its heads; NaN if any is NaN."""
+    width = head_scores.shape[0] // num_units
+    total, largest, nan = _ZERO, _NEG_INF, False
     for head in range(unit * width, (unit + 1) * width):
-        score = head_scores[0, head]
-        if share == _REQUEST:
-            result += score
-        elif result == result and not score <= result:  # once NaN, it stays NaN
-            result = score
-    return result
+        score = head_scores[head, column]
+        total += score
+        largest = score if score > largest else largest
+        nan |= score != score
+    if share == _REQUEST:
+        return total
+    return np.float32(np.nan) if nan else largest
 
 
 @kernel
@@ -161,18 +178,18 @@ def _score_pages_kernel(factors, shape, summaries, page_indptr, page_ids, share,
         count = page_indptr[request + 1] - first
         begin = (task % chunks) * CHUNK_PAGES
         end = min(begin + CHUNK_PAGES, stride)
-        head_scores = np.empty((1, f_rows), np.float32)
-        for position in range(begin, min(end, count)):
-            row = np.int64(page_ids[first + position]) * arrays * kv_heads
-            next_page = page_ids[min(first + position + 1, page_ids.size - 1)]
-            ahead = np.int64(next_page) * arrays * kv_heads - row
-            _score_page(
-                factors, request * arrays * f_rows, f_rows, summaries, row, kv_heads, arrays,
-                ahead, head_scores,
+        head_scores = np.empty((f_rows, 4), np.float32)
+        for block in range(begin, min(end, count), 4):
+            rows = _four_rows(page_ids, first + block, arrays * kv_heads)
+            following = _four_rows(page_ids, first + block + 4, arrays * kv_heads)
+            _score_pages(
+                factors, request * arrays * f_rows, f_rows, summaries, rows, following,
+                (arrays, kv_heads), head_scores,
             )  # fmt: skip
-            for unit in range(num_units):
-                score = _share_score(head_scores, share, num_units, unit)
-                scores[request, unit, position] = score * sm_scale
+            for position in range(block, min(block + 4, end, count)):
+                for unit in range(num_units):
+                    score = _share_score(head_scores, position - block, share, num_units, unit)
+                    scores[request, unit, position] = score * sm_scale
         for position in range(max(begin, count), end):
             for unit in range(num_units):
                 scores[request, unit, position] = _NEG_INF
