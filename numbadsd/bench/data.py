@@ -7,6 +7,7 @@ import psutil
 from tqdm import tqdm
 
 from numbadsd.config import DecodeBenchConfig, ModelConfig, check
+from numbadsd.kernels.cpu.attend import SPLIT_TOKENS
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.layout import cache_bytes
 from numbadsd.workload.captures import Capture, CapturedWorkload, load_capture
@@ -82,6 +83,9 @@ def _scratch_bytes(model: ModelConfig, context_tokens: np.ndarray, fused: bool) 
     most_pages = int(pages.max())
     step = 4 * batch * model.num_heads * 3 * model.head_dim  # queries, factors, outputs
     step += 4 * batch * model.num_units * (most_pages + 2 * model.top_k_pages)  # scores, lists
+    # partial results of the splits of the dense path
+    splits = int(context_tokens.sum()) // SPLIT_TOKENS + batch
+    step += 4 * splits * model.num_heads * (model.head_dim + 2)
     if not fused:
         kv_heads = model.num_kv_heads if model.num_units == 1 else 1
         tile_bytes = model.page_bytes // model.num_kv_heads

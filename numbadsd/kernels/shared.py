@@ -97,6 +97,18 @@ def second_factor(bound, q):
     return abs(q)
 
 
+def row_of(indptr, index):
+    """Return the row of a CSR table that holds `index`: the last that starts at or before it."""
+    low, high = 0, indptr.size - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if indptr[middle] <= index:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 _SIGN_BIT = np.uint32(0x80000000)
 _ALL_BITS = np.uint32(0xFFFFFFFF)
 FORCED_KEY = _ALL_BITS  # above the key of +inf

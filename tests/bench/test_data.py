@@ -88,7 +88,7 @@ def test_more_context_needs_its_pages_more(monkeypatch):
     config = small_config()
     more = needed_bytes(config, [8004], monkeypatch) - needed_bytes(config, [4000], monkeypatch)
     cache_bytes = 1001 * (4 * 256 + 128)  # K and V of 4 tokens, and a mean of 2 heads of 16
-    assert cache_bytes < more < 2 * cache_bytes  # scores and masses of the pages besides
+    assert cache_bytes < more < 3 * cache_bytes  # scores and masses of the pages besides
 
 
 def test_what_fits_is_let_through():

@@ -45,6 +45,7 @@ _exp = device(
     )  # fmt: skip
 )
 _shift = device(shared.softmax_shift)
+_row_of = device(shared.row_of)
 _NEG_INF = np.float32(-np.inf)
 _ZERO = np.float32(0.0)
 
@@ -68,19 +69,6 @@ class RowTable(NamedTuple):
     page_ids: np.ndarray  # [n]
     last_page_tokens: np.ndarray  # [R]
     split_indptr: np.ndarray  # [R + 1]
-
-
-@device
-def _row_of_split(split_indptr, split):
-    """Return the row that owns a split: the last one that starts at or before it."""
-    low, high = 0, split_indptr.size - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if split_indptr[middle] <= split:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 @device
@@ -123,7 +111,7 @@ def _attend_splits_kernel(
         split = task // blocks
         first = (task % blocks) * block_kv_heads
         count = min(block_kv_heads, geometry.row_kv_heads - first)
-        row = _row_of_split(table.split_indptr, split)
+        row = _row_of(table.split_indptr, split)
         unit_head = (row % geometry.num_units) * geometry.row_heads
         q_row = (row // geometry.num_units) * geometry.num_units * geometry.row_heads
         q_row += unit_head + first * tile_heads

@@ -8,8 +8,11 @@ reference system's CPU path does; attention over the copy gives the same bits.
 import numpy as np
 from numba import prange
 
-from numbadsd.kernels.cpu.jit import kernel
+from numbadsd.kernels import shared
+from numbadsd.kernels.cpu.jit import device, kernel
 from numbadsd.kernels.words import as_words, check_array
+
+_row_of = device(shared.row_of)
 
 
 @kernel(parallel=False)
@@ -73,14 +76,7 @@ def _gather_pages_kernel(keys, values, row_indptr, page_ids, units, kv_heads, ke
     row_kv_heads = keys_out.shape[1]
     for task in prange(page_ids.size * row_kv_heads):
         index, head = task // row_kv_heads, task % row_kv_heads
-        low, high = 0, row_indptr.size - 1
-        while high - low > 1:  # the row that owns this index
-            middle = (low + high) // 2
-            if row_indptr[middle] <= index:
-                low = middle
-            else:
-                high = middle
-        kv_head = (low % units) * kv_heads // units + head
+        kv_head = (_row_of(row_indptr, index) % units) * kv_heads // units + head
         keys_out[index, head] = keys[page_ids[index], kv_head]
         values_out[index, head] = values[page_ids[index], kv_head]
 

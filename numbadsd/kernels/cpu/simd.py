@@ -1,6 +1,6 @@
 """Vectors in registers: the arithmetic instructions that Numba does not offer.
 
-`Vec(lanes)` is a Numba type for a float32 vector; ``+``, ``*``, ``max`` and ``abs`` work on it. A
+`Vec(lanes)` is a Numba type for a float32 vector; ``+``, ``*`` and ``max`` work on it. A
 4x16 vector holds 16 columns of four rows, row after row. Sums have a written order (halving trees),
 so that a dot product has the same bits however its caller blocks rows and heads.
 """
@@ -15,7 +15,6 @@ from numba.extending import intrinsic, models, overload, register_model
 LANES = 16
 ROWS = 4
 F32, I32 = ir.FloatType(), ir.IntType(32)
-_CONTRACT = ("contract",)  # a * b + c may become one fma
 
 
 class Vec(types.Type):
@@ -134,25 +133,12 @@ def _vec_max(typingctx, a, b):
 
 @intrinsic
 def _vec_add(typingctx, a, b):
-    return a(a, b), lambda context, builder, signature, args: builder.fadd(*args, flags=_CONTRACT)
+    return a(a, b), lambda context, builder, signature, args: builder.fadd(*args)
 
 
 @intrinsic
 def _vec_mul(typingctx, a, b):
-    return a(a, b), lambda context, builder, signature, args: builder.fmul(*args, flags=_CONTRACT)
-
-
-@intrinsic
-def _vec_abs(typingctx, a):
-    def codegen(context, builder, signature, args):
-        vector = vector_type(a.lanes)
-        function_type = ir.FunctionType(vector, [vector])
-        name = f"llvm.fabs.v{a.lanes}f32"
-        return builder.call(
-            cgutils.get_or_insert_function(builder.module, function_type, name), args
-        )
-
-    return a(a), codegen
+    return a(a, b), lambda context, builder, signature, args: builder.fmul(*args)
 
 
 def _is_pair(a, b):
@@ -175,12 +161,6 @@ def _mul(a, b):
 def _max(a, b):
     if _is_pair(a, b):
         return lambda a, b: _vec_max(a, b)
-
-
-@overload(abs)
-def _abs(a):
-    if isinstance(a, Vec):
-        return lambda a: _vec_abs(a)
 
 
 def _fold(builder, vector, rows, combine):
