@@ -87,6 +87,7 @@ class SparseCpuPath(_CpuPath):
             pool.keys, pool.values, cache.summaries, config.num_heads, config.summary,
             config.share, config.num_sink_pages, config.num_recent_pages, config.sm_scale,
         )  # fmt: skip
+        self._copies = self._new_copies(0)  # K and V of the staged path's pages
 
     def _attend(self, queries, table: PageTable, outputs, lse, clock: StageClock) -> np.ndarray:
         config = self.config
@@ -121,15 +122,19 @@ class SparseCpuPath(_CpuPath):
         select_pages(scores, counts, config.num_sink_pages, config.num_recent_pages, selected)
         clock.lap("topk")
 
+    def _new_copies(self, num_pages: int) -> np.ndarray:
+        """Return room for K and V of `num_pages` selected pages of one row."""
+        keys = self.cache.pool.keys
+        row_kv_heads = self.config.num_kv_heads if self.config.num_units == 1 else 1
+        return np.empty((2, num_pages, row_kv_heads, *keys.shape[2:]), keys.dtype)
+
     def _gather(self, pool, rows, clock: StageClock):
         """Copy the selected pages into a compact pool, in which page i is the i-th selected."""
-        keys, values = pool
         row_indptr, page_ids, last_page_tokens = rows
-        num_units = self.config.num_units
-        row_kv_heads = self.config.num_kv_heads if num_units == 1 else 1
-        shape = (page_ids.size, row_kv_heads, *keys.shape[2:])
-        copies = np.empty(shape, keys.dtype), np.empty(shape, values.dtype)
+        if page_ids.size > self._copies.shape[1]:  # kept: fresh memory costs more than the copy
+            self._copies = self._new_copies(page_ids.size)
+        copies = tuple(copy[: page_ids.size] for copy in self._copies)
         clock.lap("malloc")
-        gather_pages(keys, values, row_indptr, page_ids, num_units, *copies)
+        gather_pages(*pool, row_indptr, page_ids, self.config.num_units, *copies)
         clock.lap("gather")
         return copies, (row_indptr, np.arange(page_ids.size, dtype=np.int32), last_page_tokens)
