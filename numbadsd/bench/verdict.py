@@ -34,6 +34,7 @@ def _compare(backend: str, dense: dict, sparse: dict, record: dict, model: Model
         f"{_outcome(backend, winner, speedup)} ({sparse_ms:.3g} ms against {dense_ms:.3g} ms); "
         f"{parts[largest] / sparse_ms:.0%} of the sparse step is {largest}"
         f"{_stage_note(parts, sparse_ms, largest)}; {_fairness(fraction, dense_ms)}; "
+        f"{_kept(record)}"
         f"{_break_even(even_tokens, record)}.{_steadiness(dense, sparse)}"
     )
     return {
@@ -70,6 +71,15 @@ def _fairness(fraction: float, dense_ms: float) -> str:
     if dense_ms < SMALL_MS:
         return f"{reached}, since the batch is so small that fixed costs of a step show: try more"
     return f"{reached}, so the ratio flatters sparse"
+
+
+def _kept(record: dict) -> str:
+    """Say what the selection kept: a speed-up is worth no more than its output."""
+    quality = record.get("quality")
+    if not quality or quality["attention_mass"] != quality["attention_mass"]:
+        return ""
+    error = quality["output_relative_error"]
+    return f"it keeps {quality['attention_mass']:.0%} of the attention, output error {error:.2g}; "
 
 
 def _break_even(even_tokens: float, record: dict) -> str:
