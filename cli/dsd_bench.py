@@ -51,13 +51,35 @@ def _choices(enum) -> click.Choice:
 @positional(DecodeBenchConfig, LAST_POSITIONAL)
 @click.option("--num-kv-heads", type=int, help="Heads of K and V [num_heads].")
 @click.option(
-    "--kv-dtype", type=click.Choice(list(KV_DTYPES)), default="float32", show_default=True
+    "--kv-dtype",
+    type=click.Choice(list(KV_DTYPES)),
+    default="float32",
+    show_default=True,
+    help="Storage of K, V and summaries; arithmetic is float32.",
 )
-@click.option("--summary", type=_choices(Summary), default="mean", show_default=True)
-@click.option("--share", type=_choices(Share), default="request", show_default=True)
+@click.option(
+    "--summary",
+    type=_choices(Summary),
+    default="mean",
+    show_default=True,
+    help="What a page is scored by.",
+)
+@click.option(
+    "--share",
+    type=_choices(Share),
+    default="request",
+    show_default=True,
+    help="Which heads share one selection.",
+)
 @click.option("--sink-pages", "num_sink_pages", default=0, help="First pages always kept [0].")
 @click.option("--recent-pages", "num_recent_pages", default=0, help="Last pages always kept [0].")
-@click.option("--data", type=click.Choice(DATA_KINDS), default="uniform", show_default=True)
+@click.option(
+    "--data",
+    type=click.Choice(DATA_KINDS),
+    default="uniform",
+    show_default=True,
+    help="Random, or with sinks, topics and needles as real caches have.",
+)
 @click.option("--kv-file", type=click.Path(path_type=Path), help="Captured q, k, v (.npz).")
 @click.option("--layer", type=int, help="Layer of the capture [the lowest].")
 @click.option("--paths", default=",".join(PATHS), callback=_parse_paths, help="Paths to run [all].")
