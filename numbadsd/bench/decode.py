@@ -69,7 +69,7 @@ def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "ds
         "command": command,
         "config": {**asdict(config), "model": asdict(config.model), "threads": None},
         "environment": environment(),
-        "data": _describe(config, data),
+        "data": _describe(data),
         "bandwidth": {"read_gbps": sample_statistics(read_gbps), "fp32_gflops": roof.fp32_gflops},
         "analytical": _analytical(config, data, roof),
         "paths": _path_records(config, data, runs, missing, roof),
@@ -122,7 +122,7 @@ def _measure(config: DecodeBenchConfig, data: DecodeData, runs: dict[str, _Run])
     return read_gbps or [measure_read_gbps(pool.keys, pool.values)]
 
 
-def _describe(config: DecodeBenchConfig, data: DecodeData) -> dict:
+def _describe(data: DecodeData) -> dict:
     pool, context_tokens = data.cache.pool, data.context_tokens
     return {
         "requests": len(context_tokens),
