@@ -50,7 +50,8 @@ class _CpuPath:
     def _checked(self, queries: np.ndarray, request_ids) -> np.ndarray:
         shape = (len(request_ids), self.config.num_heads, self.config.head_dim)
         queries = np.asarray(queries)
-        check(queries.shape == shape, "queries", f"shape {queries.shape}", f"{shape}")
+        if queries.shape != shape:
+            check(False, "queries", f"shape {queries.shape}", f"{shape}")
         if queries.dtype != np.float32:
             is_real = queries.dtype in (np.float64, *KV_DTYPES.values())
             check(is_real, "queries", f"dtype {queries.dtype}", "a real floating type")
