@@ -43,43 +43,27 @@ def _parse_paths(ctx, param, value: str) -> tuple[str, ...]:
     return tuple(name for name in PATHS if name in names)
 
 
-def _choices(enum) -> click.Choice:
-    return click.Choice([item.value for item in enum])
+def _values(enum) -> list[str]:
+    return [item.value for item in enum]
+
+
+def _choice(name: str, values, text: str):
+    """Return an option with a fixed set of values, the first of which is the default."""
+    values = list(values)
+    return click.option(
+        name, type=click.Choice(values), default=values[0], show_default=True, help=text
+    )
 
 
 @click.command("dsd_bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @positional(DecodeBenchConfig, LAST_POSITIONAL)
 @click.option("--num-kv-heads", type=int, help="Heads of K and V [num_heads].")
-@click.option(
-    "--kv-dtype",
-    type=click.Choice(list(KV_DTYPES)),
-    default="float32",
-    show_default=True,
-    help="Storage of K, V and summaries; arithmetic is float32.",
-)
-@click.option(
-    "--summary",
-    type=_choices(Summary),
-    default="mean",
-    show_default=True,
-    help="What a page is scored by.",
-)
-@click.option(
-    "--share",
-    type=_choices(Share),
-    default="request",
-    show_default=True,
-    help="Which heads share one selection.",
-)
+@_choice("--kv-dtype", KV_DTYPES, "Storage of K, V and summaries; arithmetic is float32.")
+@_choice("--summary", _values(Summary), "What a page is scored by.")
+@_choice("--share", _values(Share), "Which heads share one selection.")
 @click.option("--sink-pages", "num_sink_pages", default=0, help="First pages always kept [0].")
 @click.option("--recent-pages", "num_recent_pages", default=0, help="Last pages always kept [0].")
-@click.option(
-    "--data",
-    type=click.Choice(DATA_KINDS),
-    default="uniform",
-    show_default=True,
-    help="Random, or with sinks, topics and needles as real caches have.",
-)
+@_choice("--data", DATA_KINDS, "Random, or with sinks, topics and needles as real caches have.")
 @click.option("--kv-file", type=click.Path(path_type=Path), help="Captured q, k, v (.npz).")
 @click.option("--layer", type=int, help="Layer of the capture [the lowest].")
 @click.option("--paths", default=",".join(PATHS), callback=_parse_paths, help="Paths to run [all].")

@@ -116,7 +116,10 @@ class PagePool:
 
     def free_many(self, page_ids: np.ndarray) -> None:
         """Give pages back, all or none; an id may stand in the list once."""
-        page_ids = np.array([self._checked(page_id) for page_id in page_ids], np.int32)
+        given = np.asarray(page_ids)
+        if given.dtype.kind != "i" or ((given < 0) | (given >= self.capacity_pages)).any():
+            given = np.array([self._checked(page_id) for page_id in page_ids], np.int32)
+        page_ids = given
         unique, counts = np.unique(page_ids, return_counts=True)
         if (counts > 1).any():
             raise PageStateError(f"page {unique[counts > 1][0]} is freed twice in one call")

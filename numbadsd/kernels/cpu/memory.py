@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 
 from numbadsd.kernels.cpu.simd import F32, I32, LANES, ROWS, Vec, lane_numbers, vector_type
 
+CACHE_LINE_BYTES = 64
 _I16 = ir.IntType(16)
 
 

@@ -13,23 +13,11 @@ from numbadsd.kernels.cpu.attend import Geometry, attend_kernel, make_geometry
 from numbadsd.kernels.cpu.clock import monotonic_ns
 from numbadsd.kernels.cpu.gather import select_rows_kernel
 from numbadsd.kernels.cpu.jit import kernel
-from numbadsd.kernels.cpu.score import BOUNDS, SHARES, score_kernel
+from numbadsd.kernels.cpu.score import ScoreShape, score_kernel, score_shape
 from numbadsd.kernels.cpu.topk import select_pages_kernel
 from numbadsd.kernels.words import as_rows, check_array
 
 STAGE_SLOTS = ("score", "topk", "sparse_layout", "attend")
-
-
-class Selection(NamedTuple):
-    """How pages are scored and chosen."""
-
-    bound: int
-    share: int
-    arrays: int  # vectors of a summary
-    factor_rows: int  # G where scores are summed over heads, else H
-    num_kv_heads: int
-    num_sink_pages: int
-    num_recent_pages: int
 
 
 class StepPlan(NamedTuple):
@@ -39,20 +27,32 @@ class StepPlan(NamedTuple):
     """
 
     rows: tuple  # keys, values, summaries as rows of D
-    selection: tuple  # the fields of Selection
+    shape: tuple  # the fields of ScoreShape
+    forced: tuple  # sink pages, recent pages
     geometry: tuple  # the fields of Geometry
     sm_scale: np.float32
-    num_units: int
     num_threads: int  # sizes the tasks; the result never depends on it
 
 
 @kernel(parallel=False)
 def sparse_step_kernel(
-    queries, rows, pages, selection, geometry, num_threads, sm_scale, selected, outputs, lse, times
+    queries,
+    rows,
+    pages,
+    shape,
+    forced,
+    geometry,
+    num_threads,
+    sm_scale,
+    selected,
+    outputs,
+    lse,
+    times,
 ):
     """Run the stages; times[i] = nanoseconds of STAGE_SLOTS[i]."""
     keys, values, summaries = rows
-    selection, geometry_fields, geometry = Selection(*selection), geometry, Geometry(*geometry)
+    shape = ScoreShape(*shape)
+    page_size = Geometry(*geometry).page_size
     page_indptr, page_ids, last_page_tokens = pages
     batch, units, k = selected.shape
     counts = np.empty(batch, np.int32)
@@ -63,28 +63,27 @@ def sparse_step_kernel(
 
     start = monotonic_ns()
     scores = np.empty((batch, units, stride), np.float32)
-    shape = (selection.arrays, selection.factor_rows, selection.num_kv_heads)
     score_kernel(
-        queries, selection.bound, shape, summaries, page_indptr, page_ids, selection.share,
-        sm_scale, scores,
+        queries, shape.bound, (shape.arrays, shape.factor_rows, shape.num_kv_heads), summaries,
+        page_indptr, page_ids, shape.share, sm_scale, scores,
     )  # fmt: skip
     scored = monotonic_ns()
     select_pages_kernel(
-        scores.reshape((batch * units, stride)), counts, selection.num_sink_pages,
-        selection.num_recent_pages, selected.reshape((batch * units, k)),
+        scores.reshape((batch * units, stride)), counts, forced[0], forced[1],
+        selected.reshape((batch * units, k)),
     )  # fmt: skip
     chosen = monotonic_ns()
     row_indptr = np.empty(batch * units + 1, np.int32)
     row_ids = np.empty(selected.size, np.int32)
     row_last = np.empty(batch * units, np.int32)
     select_rows_kernel(
-        selected, page_indptr, page_ids, last_page_tokens, geometry.page_size,
+        selected, page_indptr, page_ids, last_page_tokens, page_size,
         row_indptr, row_ids, row_last,
     )  # fmt: skip
     listed = monotonic_ns()
     attend_kernel(
         queries.reshape((batch * queries.shape[1], queries.shape[2])), keys, values,
-        (row_indptr, row_ids, row_last), geometry_fields, num_threads, sm_scale,
+        (row_indptr, row_ids, row_last), geometry, num_threads, sm_scale,
         outputs.reshape((batch * queries.shape[1], queries.shape[2])), lse.reshape(lse.size),
     )  # fmt: skip
     times[0], times[1] = scored - start, chosen - scored
@@ -103,21 +102,16 @@ def plan_sparse_step(
     sm_scale: float,
 ) -> StepPlan:
     """Return the plan of every step over these pools."""
-    num_pages, num_kv_heads, page_size, head_dim = keys.shape
     check_array("values", values, keys.shape, keys.dtype)
-    arrays = () if summary == "mean" else (2,)
-    check_array("summaries", summaries, (num_pages, *arrays, num_kv_heads, head_dim))
-    num_units = {"request": 1, "kv_head": num_kv_heads, "query_head": num_heads}[share]
-    factor_rows = num_kv_heads if share == "request" else num_heads
-    selection = Selection(
-        BOUNDS[summary], SHARES[share], 1 if summary == "mean" else 2, factor_rows,
-        num_kv_heads, num_sink_pages, num_recent_pages,
-    )  # fmt: skip
-    geometry = make_geometry(keys, num_heads, num_kv_heads, num_units)
-    rows = (as_rows(keys), as_rows(values), as_rows(summaries))
+    shape = score_shape(summary, share, summaries, num_heads)
+    page_shape = (keys.shape[1], keys.shape[3])
+    check_array("summaries", summaries, (keys.shape[0], *summaries.shape[1:-2], *page_shape))
+    geometry = make_geometry(keys, num_heads, shape.num_kv_heads, shape.num_units)
     return StepPlan(
-        rows, tuple(selection), tuple(geometry), np.float32(sm_scale), num_units, get_num_threads()
-    )
+        (as_rows(keys), as_rows(values), as_rows(summaries)), tuple(shape),
+        (num_sink_pages, num_recent_pages), tuple(geometry), np.float32(sm_scale),
+        get_num_threads(),
+    )  # fmt: skip
 
 
 def sparse_step(
@@ -134,11 +128,12 @@ def sparse_step(
     """Select each unit's K best pages and attend to them in place."""
     shape = queries.shape
     check_array("queries", queries, shape, np.float32)
-    check_array("selected", selected, (shape[0], plan.num_units, selected.shape[-1]), np.int32)
+    num_units = ScoreShape(*plan.shape).num_units
+    check_array("selected", selected, (shape[0], num_units, selected.shape[-1]), np.int32)
     check_array("outputs", outputs, shape, np.float32)
     check_array("lse", lse, shape[:2], np.float32)
     if shape[0] > 0:
         sparse_step_kernel(
-            queries, plan.rows, (page_indptr, page_ids, last_page_tokens), plan.selection,
+            queries, plan.rows, (page_indptr, page_ids, last_page_tokens), plan.shape, plan.forced,
             plan.geometry, plan.num_threads, plan.sm_scale, selected, outputs, lse, stage_ns,
         )  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 from numbadsd.kernels import shared
 from numbadsd.kernels.cpu.jit import device
 from numbadsd.kernels.cpu.memory import (
+    CACHE_LINE_BYTES,
     load16,
     load64,
     load_4x16,
@@ -32,8 +33,6 @@ from numbadsd.kernels.cpu.simd import (
     two_to,
     zero_below,
 )
-
-CACHE_LINE_BYTES = 64
 
 _exp16 = device(shared.make_exp_nonpositive(splat16, fma, two_to, at_least, zero_below))
 _shift = device(shared.softmax_shift)
