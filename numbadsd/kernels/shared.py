@@ -109,6 +109,31 @@ def row_of(indptr, index):
     return low
 
 
+SPLIT_TOKENS = (64, 128, 256)  # of a split on the GPU, by the tokens of its row
+_ROW_TOKENS = (1024, 4096)  # rows up to here take the first, the second
+
+
+def split_pages(row_pages, page_size):
+    """Return the pages of a split: more for longer rows, so that short ones fill a device too.
+
+    It depends on the row's own length alone, so that a request is cut alike in any batch.
+    """
+    tokens = row_pages * page_size
+    if tokens <= _ROW_TOKENS[0]:
+        return max(1, SPLIT_TOKENS[0] // page_size)
+    if tokens <= _ROW_TOKENS[1]:
+        return max(1, SPLIT_TOKENS[1] // page_size)
+    return max(1, SPLIT_TOKENS[2] // page_size)
+
+
+def most_splits(max_pages, page_size):
+    """Return the most splits of any row of up to `max_pages` pages; at least 1."""
+    steps = [min(max_pages, tokens // page_size) for tokens in _ROW_TOKENS]
+    return max(
+        1, *(-(-pages // split_pages(pages, page_size)) for pages in (*steps, max_pages) if pages)
+    )
+
+
 _SIGN_BIT = np.uint32(0x80000000)
 _ALL_BITS = np.uint32(0xFFFFFFFF)
 FORCED_KEY = _ALL_BITS  # above the key of +inf

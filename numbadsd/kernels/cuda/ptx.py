@@ -1,0 +1,188 @@
+"""The words that CUDA kernels are written in, on a device: LLVM instructions and inline PTX.
+
+`sim.py` has the twins. An operation takes an array and an index, never an address, so that a twin
+exists; indices do not wrap around. Arithmetic that must not be contracted (a sum that equals
+another backend's bit for bit) is written with `add_rn` and `mul_rn`.
+"""
+
+from llvmlite import ir
+from numba import cuda
+from numba.cuda import cgutils, types
+from numba.cuda.extending import intrinsic
+from numba.cuda.types import float32, int32, int64, uint32
+
+__all__ = [
+    "add_rn", "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
+    "f16_high", "f16_low", "f32_to_bits", "float32", "fma", "fmax", "int32", "int64", "lg2",
+    "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn", "store4",
+    "stream4", "to_bf16", "to_f16", "uint32",
+]  # fmt: skip
+
+_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+_LLVM = {"r": _I32, "f": _F32}
+_NUMBA = {"r": types.uint32, "f": types.float32}
+_ALL_LANES = 0xFFFFFFFF
+
+
+def device(function):
+    """Compile `function` as code that kernels call; it is always inlined."""
+    return cuda.jit(function, device=True)
+
+
+def _asm(template: str, result: str, arguments: str, *, effect: bool = False):
+    """Return an intrinsic of one line of PTX; r is uint32, f is float32.
+
+    `effect` keeps an operation in its place: one that other lanes take part in.
+    """
+    signature = _NUMBA[result](*(_NUMBA[letter] for letter in arguments))
+    function_type = ir.FunctionType(_LLVM[result], [_LLVM[letter] for letter in arguments])
+    constraints = ",".join(["=" + result, *arguments])
+
+    def codegen(context, builder, sig, args):
+        code = ir.InlineAsm(function_type, template, constraints, side_effect=effect)
+        return builder.call(code, args)
+
+    def type_one(typingctx, a):
+        return signature, codegen
+
+    def type_two(typingctx, a, b):
+        return signature, codegen
+
+    return intrinsic({1: type_one, 2: type_two}[len(arguments)])
+
+
+def _unary(build, argument, result):
+    """Return an intrinsic of one LLVM instruction on one number."""
+
+    def typer(typingctx, x):
+        def codegen(context, builder, sig, args):
+            return build(builder, args[0])
+
+        return result(argument), codegen
+
+    return intrinsic(typer)
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """Return a * b + c, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        return builder.fma(*args)
+
+    return types.float32(types.float32, types.float32, types.float32), codegen
+
+
+add_rn = _asm("add.rn.f32 $0, $1, $2;", "f", "ff")
+mul_rn = _asm("mul.rn.f32 $0, $1, $2;", "f", "ff")
+fmax = _asm("max.f32 $0, $1, $2;", "f", "ff")  # the other one where one is NaN
+div_rn = _asm("div.rn.f32 $0, $1, $2;", "f", "ff")
+sqrt_rn = _asm("sqrt.rn.f32 $0, $1;", "f", "f")
+ex2 = _asm("ex2.approx.ftz.f32 $0, $1;", "f", "f")
+lg2 = _asm("lg2.approx.f32 $0, $1;", "f", "f")
+
+f32_to_bits = _unary(lambda b, x: b.bitcast(x, _I32), types.float32, types.uint32)
+bits_to_f32 = _unary(lambda b, x: b.bitcast(x, _F32), types.uint32, types.float32)
+
+# a half-precision pair in 32 bits: the element of the lower index is in the low half
+_unpack = "{{.reg .b16 l, h; mov.b32 {{l, h}}, $1; cvt.f32.f16 $0, {0};}}"
+f16_low = _asm(_unpack.format("l"), "f", "r")
+f16_high = _asm(_unpack.format("h"), "f", "r")
+to_f16 = _asm("{.reg .b16 h; cvt.rn.f16.f32 h, $1; cvt.u32.u16 $0, h;}", "r", "f")
+to_bf16 = _asm("{.reg .b16 h; cvt.rn.bf16.f32 h, $1; cvt.u32.u16 $0, h;}", "r", "f")
+
+
+@device
+def bf16_low(word):
+    """Return the bfloat16 in the low half as float32."""
+    return bits_to_f32(uint32(word << uint32(16)))
+
+
+@device
+def bf16_high(word):
+    """Return the bfloat16 in the high half as float32."""
+    return bits_to_f32(uint32(word & uint32(0xFFFF0000)))
+
+
+shfl_xor = _asm(f"shfl.sync.bfly.b32 $0, $1, $2, 31, {_ALL_LANES};", "f", "fr", effect=True)
+shfl_up = _asm(f"shfl.sync.up.b32 $0, $1, $2, 0, {_ALL_LANES};", "r", "rr", effect=True)
+ballot = _asm(
+    f"{{.reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, {_ALL_LANES};}}",
+    "r", "r", effect=True,
+)  # fmt: skip
+popc = _asm("popc.b32 $0, $1;", "r", "r")
+
+
+@device
+def lowest_lanes(count):
+    """Return the mask of lanes 0 .. count - 1, count below 32."""
+    return uint32(uint32(uint32(1) << uint32(count)) - uint32(1))
+
+
+@device
+def quotient(a, b):
+    """Return a // b of numbers that are not negative, by a 32-bit division."""
+    return int32(uint32(a) // uint32(b))
+
+
+def _pointer(context, builder, sig, args, first: int):
+    """Return the address of element args[first + 1] of the array args[first]."""
+    array = context.make_array(sig.args[first])(context, builder, args[first])
+    index = context.cast(builder, args[first + 1], sig.args[first + 1], types.int64)
+    return builder.gep(array.data, [index])
+
+
+def _unpack4(builder, vector):
+    lanes = [builder.extract_element(vector, ir.Constant(_I32, lane)) for lane in range(4)]
+    return cgutils.pack_array(builder, lanes)
+
+
+@intrinsic
+def load4(typingctx, words, index):
+    """Load four 32-bit words, index a multiple of 4."""
+    element = words.dtype
+
+    def codegen(context, builder, sig, args):
+        pointer = _pointer(context, builder, sig, args, 0)
+        vector = ir.VectorType(context.get_data_type(element), 4)
+        target = vector.as_pointer(pointer.type.addrspace)
+        return _unpack4(builder, builder.load(builder.bitcast(pointer, target), align=16))
+
+    return types.UniTuple(element, 4)(words, index), codegen
+
+
+@intrinsic
+def stream4(typingctx, words, index):
+    """Load four words that are read once and by one warp: past the L1 cache."""
+    template = (
+        "ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {$0, $1, $2, $3}, [$4];"
+    )  # read-only for the whole kernel
+
+    def codegen(context, builder, sig, args):
+        pointer = _pointer(context, builder, sig, args, 0)
+        address = builder.ptrtoint(pointer, ir.IntType(64))
+        function_type = ir.FunctionType(ir.LiteralStructType([_I32] * 4), [ir.IntType(64)])
+        code = ir.InlineAsm(function_type, template, "=r,=r,=r,=r,l", side_effect=False)
+        loaded = builder.call(code, [address])
+        return cgutils.pack_array(builder, [builder.extract_value(loaded, i) for i in range(4)])
+
+    return types.UniTuple(types.uint32, 4)(words, index), codegen
+
+
+@intrinsic
+def store4(typingctx, words, index, a, b, c, d):
+    """Store four 32-bit words, index a multiple of 4."""
+    element = words.dtype
+
+    def codegen(context, builder, sig, args):
+        pointer = _pointer(context, builder, sig, args, 0)
+        vector_type = ir.VectorType(context.get_data_type(element), 4)
+        vector = ir.Constant(vector_type, ir.Undefined)
+        for lane in range(4):
+            number = context.cast(builder, args[2 + lane], sig.args[2 + lane], element)
+            vector = builder.insert_element(vector, number, ir.Constant(_I32, lane))
+        target = vector_type.as_pointer(pointer.type.addrspace)
+        builder.store(vector, builder.bitcast(pointer, target), align=16)
+        return context.get_dummy_value()
+
+    return types.void(words, index, a, b, c, d), codegen

@@ -1,0 +1,184 @@
+"""One step of a warp's attention: 16 tokens, a few heads, online softmax to base 2.
+
+    scores    quads of lanes, 8 tokens at a time: lane 4 g + t ends with tokens g and g + 8 of head t
+    weights   2^(score - maximum) to shared memory, once for each (token, head)
+    sums      lanes along head_dim, every token's V row times its weight
+"""
+
+import numpy as np
+
+from numbadsd.kernels.cuda.ops import cuda, device, ex2, float32, fma, fmax, shfl_xor, uint32
+from numbadsd.kernels.cuda.tiles import (
+    CHUNK_WORDS, QUAD_ROWS, QUAD_SUMS, UNPACK, Row, make_dot_vector, make_load_vector, unroll,
+)  # fmt: skip
+
+TOKENS = 16  # of a step
+LOADS = 8  # of 16 bytes that a lane starts before it uses the first
+_NEG_INF = float32(-np.inf)
+_ZERO = float32(0)
+
+
+def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
+    """Return ``tile_step``; `is_last` allows that the split ends within these tokens."""
+    scores_of = _make_scores(row, page_size, warp_heads, is_shared, is_last)
+    add_values = _make_add_values(row, page_size, warp_heads, is_shared, is_last)
+
+    @device
+    def tile_step(
+        keys, values, tile_rows, query, first_query, weights, first_weight, corrections,
+        first_state, acc, maximum, denominator, token, left, lane,
+    ):  # fmt: skip
+        """Add tokens [token, token + 16) to the lane's sums; return maximum and denominator.
+
+        A lane keeps them for head lane % warp_heads; the denominator is a part of the lane's own.
+        """
+        group, t = lane // 4, lane % 4
+        low, high = scores_of(keys, tile_rows, query, first_query, token, left, group, t)
+        largest = fmax(low, high)
+        largest = fmax(largest, shfl_xor(largest, uint32(4)))
+        largest = fmax(largest, shfl_xor(largest, uint32(8)))
+        largest = fmax(maximum, fmax(largest, shfl_xor(largest, uint32(16))))
+        shift = _ZERO if largest == _NEG_INF else largest
+        correction = ex2(maximum - shift)
+        low, high = ex2(low - shift), ex2(high - shift)
+        if t < warp_heads:
+            weights[first_weight + group * warp_heads + t] = low
+            weights[first_weight + (group + QUAD_ROWS) * warp_heads + t] = high
+            if group == 0:
+                corrections[first_state + t] = correction
+        cuda.syncwarp()
+        for h in range(warp_heads):
+            factor = corrections[first_state + h]
+            for e in range(acc.shape[1]):
+                acc[h, e] = acc[h, e] * factor
+        add_values(values, tile_rows, weights, first_weight, acc, token, left, lane)
+        cuda.syncwarp()
+        return largest, fma(denominator, correction, low + high)
+
+    return tile_step
+
+
+def _make_row_base(row: Row, page_size: int):
+    """Return ``row_base(tile_rows, first, token)``: the first word of a token's row.
+
+    Where pages hold whole steps, a step that starts at `first` needs one look at the page list.
+    """
+    row_words = row.words
+
+    @device
+    def one_page(tile_rows, first, token):
+        return (tile_rows[first // page_size] + (first % page_size + token)) * row_words
+
+    @device
+    def any_page(tile_rows, first, token):
+        place = first + token
+        return (tile_rows[place // page_size] + place % page_size) * row_words
+
+    return one_page if page_size % TOKENS == 0 else any_page
+
+
+def _make_scores(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
+    """Return ``scores_of``: scores of tokens g and g + 8 for head t % warp_heads."""
+    row_base, quad_sums = _make_row_base(row, page_size), QUAD_SUMS[warp_heads]
+    load_vector = make_load_vector(row, row.chunks * CHUNK_WORDS, is_shared)
+    dot_vector, unpack = make_dot_vector(row), UNPACK[row.kv_dtype]
+    vector, head_dim = row.vector, row.head_dim
+    batch = _largest_divisor(row.chunks, LOADS // 2)
+    batches, held = row.chunks // batch, (2 * batch, 4)
+
+    @device
+    def load(i, words, keys, low_base, high_base, offset):
+        a = load_vector(keys, low_base, offset + i * CHUNK_WORDS)
+        b = load_vector(keys, high_base, offset + i * CHUNK_WORDS)
+        for w in range(4):
+            words[2 * i, w], words[2 * i + 1, w] = a[w], b[w]
+
+    @device
+    def multiply(i, words, query, first_query, column, low, high):
+        a = unpack((words[2 * i, 0], words[2 * i, 1], words[2 * i, 2], words[2 * i, 3]))
+        j = 2 * i + 1
+        b = unpack((words[j, 0], words[j, 1], words[j, 2], words[j, 3]))
+        d = column + i * (4 * vector)
+        if d < head_dim:
+            for h in range(warp_heads):
+                low[h] = dot_vector(a, query, first_query + h * head_dim + d, low[h])
+                high[h] = dot_vector(b, query, first_query + h * head_dim + d, high[h])
+
+    load_batch, multiply_batch = unroll(load, batch), unroll(multiply, batch)
+
+    @device
+    def scores_of(keys, tile_rows, query, first_query, token, left, group, t):
+        low_row, high_row = group, group + QUAD_ROWS
+        if is_last:  # rows beyond the end read the last one, and count for nothing
+            low_row, high_row = min(low_row, left - 1 - token), min(high_row, left - 1 - token)
+        low_base = row_base(tile_rows, token, low_row)
+        high_base = row_base(tile_rows, token, high_row)
+        low = cuda.local.array(warp_heads, float32)
+        high = cuda.local.array(warp_heads, float32)
+        words = cuda.local.array(held, uint32)
+        for h in range(warp_heads):
+            low[h], high[h] = _ZERO, _ZERO
+        for b in range(batches):
+            chunk = b * batch
+            load_batch(words, keys, low_base, high_base, chunk * CHUNK_WORDS + t * 4)
+            multiply_batch(words, query, first_query, (chunk * 4 + t) * vector, low, high)
+        x, y = quad_sums(low, t), quad_sums(high, t)
+        if is_last:
+            x = x if token + group < left else _NEG_INF
+            y = y if token + group + QUAD_ROWS < left else _NEG_INF
+        return x, y
+
+    return scores_of
+
+
+def _make_add_values(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
+    """Return ``add_values``: acc[h, :] += weight of each token times its V row."""
+    row_base = _make_row_base(row, page_size)
+    load_vector = make_load_vector(row, row.column_words, is_shared)
+    unpack, vector, lanes = UNPACK[row.kv_dtype], row.vector, row.lanes
+    rows_at_once, per_lane = 32 // lanes, row.vectors_per_lane
+    steps = TOKENS // rows_at_once
+    batch = _largest_divisor(steps, LOADS // per_lane)
+    batches, held = steps // batch, (batch * per_lane, 4)
+
+    @device
+    def load(i, words, values, tile_rows, token, left, first, column):
+        place = first + i * rows_at_once
+        if not is_last or token + place < left:
+            base = row_base(tile_rows, token, place)
+            for v in range(per_lane):
+                x = load_vector(values, base, column + v * (4 * lanes))
+                for w in range(4):
+                    words[i * per_lane + v, w] = x[w]
+        elif is_last:  # its weight is 0
+            for v in range(per_lane):
+                for w in range(4):
+                    words[i * per_lane + v, w] = uint32(0)
+
+    @device
+    def add(i, words, weights, first_weight, first, acc):
+        for v in range(per_lane):
+            j = i * per_lane + v
+            x = unpack((words[j, 0], words[j, 1], words[j, 2], words[j, 3]))
+            for h in range(warp_heads):
+                weight = weights[first_weight + (first + i * rows_at_once) * warp_heads + h]
+                for e in range(vector):
+                    acc[h, v * vector + e] = fma(weight, x[e], acc[h, v * vector + e])
+
+    load_batch, add_batch = unroll(load, batch), unroll(add, batch)
+
+    @device
+    def add_values(values, tile_rows, weights, first_weight, acc, token, left, lane):
+        words = cuda.local.array(held, uint32)
+        column = lane % lanes * 4
+        for b in range(batches):
+            first = b * (batch * rows_at_once) + lane // lanes
+            load_batch(words, values, tile_rows, token, left, first, column)
+            add_batch(words, weights, first_weight, first, acc)
+
+    return add_values
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of `number` that is at most `limit`."""
+    return max(n for n in range(1, limit + 1) if number % n == 0)
