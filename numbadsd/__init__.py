@@ -11,7 +11,8 @@ from numbadsd.errors import (
     PoolExhausted,
     StorageUnavailable,
 )
-from numbadsd.pages.cache import AppendedToken, PageDescriptor, PagedKvCache
+from numbadsd.pages.cache import PagedKvCache
+from numbadsd.pages.descriptors import AppendedToken, PageDescriptor
 from numbadsd.pages.pool import PagePool
 from numbadsd.types import DecodeResult, PageTable, StageTimes
 

@@ -32,11 +32,13 @@ class StageClock:
         self._laps_ms[rest] = self._laps_ms.get(rest, 0.0) - sum(parts_ns.values()) / 1e6
         self.lap(rest)
 
-    def times(self) -> StageTimes:
+    def times(self, kernel_ms: float = 0.0) -> StageTimes:
         """Return the times from the construction of the clock up to the last lap."""
         stages_ms = {f"{name}_ms": self._laps_ms.pop(name, 0.0) for name in STAGES}
         total_ms = (self._last - self._start) * 1e3
-        return StageTimes(**stages_ms, total_ms=total_ms, overheads_ms=self._laps_ms)
+        return StageTimes(
+            **stages_ms, total_ms=total_ms, overheads_ms=self._laps_ms, kernel_ms=kernel_ms
+        )
 
 
 def sample_statistics(samples) -> dict:

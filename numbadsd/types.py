@@ -44,7 +44,8 @@ class StageTimes:
     """Wall time of one decode step and of its stages, in milliseconds.
 
     ``total_ms`` is measured around the whole call; `overheads_ms` names the host work that belongs
-    to no stage. Stages and overheads add up to the total.
+    to no stage. Stages and overheads add up to the total. `kernel_ms` is the part of it in which
+    a GPU ran kernels, by its own events; 0 on the CPU.
     """
 
     score_ms: float = 0.0
@@ -53,6 +54,7 @@ class StageTimes:
     attend_ms: float = 0.0
     total_ms: float = 0.0
     overheads_ms: dict[str, float] = field(default_factory=dict)
+    kernel_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,19 @@ class DecodeResult:
     Attributes
     ----------
     outputs : ndarray [B, H, D] float32
-        Attention outputs; zeros where nothing was attended.
+        Attention outputs; zeros where nothing was attended. None where they stay on a GPU.
     lse : ndarray [B, H] float32
         Natural log of the softmax denominator; -inf where nothing was attended.
     selected_pages : ndarray [B, S, K] int32 or None
         Logical positions within the request, ascending, -1 at the tail; None on dense paths.
     stages : StageTimes
         Where the time of this call went.
+    scores : ndarray [B, S, P] float32 or None
+        Page scores, from a sparse GPU path in its debug mode.
     """
 
     outputs: np.ndarray
     lse: np.ndarray
     selected_pages: np.ndarray | None
     stages: StageTimes
+    scores: np.ndarray | None = None

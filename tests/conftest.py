@@ -1,8 +1,18 @@
 """Settings and fixtures that all tests share; markers are declared in setup.cfg."""
 
-import numba
+import os
+
 import pytest
-from hypothesis import settings
+
+
+def pytest_configure(config):
+    """Choose, before numbadsd is imported, what CUDA kernels run on: the simulator, or a GPU."""
+    wants_gpu = config.option.markexpr == "gpu"
+    os.environ["NUMBA_ENABLE_CUDASIM"] = "0" if wants_gpu else "1"
+
+
+import numba  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # Compiling inside an example would break hypothesis' deadline, and examples must not change
 # from run to run in the ordinary test run.

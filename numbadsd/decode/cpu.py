@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numbadsd.config import KV_DTYPES, check
+from numbadsd.decode.inputs import checked_queries
 from numbadsd.kernels.cpu.attend import attend_pages
 from numbadsd.kernels.cpu.gather import gather_pages, select_rows
 from numbadsd.kernels.cpu.score import score_pages
@@ -38,7 +38,7 @@ class _CpuPath:
             Zeros and lse = -inf where nothing is attended.
         """
         clock = StageClock()
-        queries = self._checked(queries, request_ids)
+        queries = checked_queries(queries, request_ids, self.config)
         table = self.cache.page_table(request_ids)
         clock.lap("page_table")
         outputs = np.empty_like(queries)
@@ -46,16 +46,6 @@ class _CpuPath:
         clock.lap("malloc")
         selected = self._attend(queries, table, outputs, lse, clock)
         return DecodeResult(outputs, lse, selected, clock.times())
-
-    def _checked(self, queries: np.ndarray, request_ids) -> np.ndarray:
-        shape = (len(request_ids), self.config.num_heads, self.config.head_dim)
-        queries = np.asarray(queries)
-        if queries.shape != shape:
-            check(False, "queries", f"shape {queries.shape}", f"{shape}")
-        if queries.dtype != np.float32:
-            is_real = queries.dtype in (np.float64, *KV_DTYPES.values())
-            check(is_real, "queries", f"dtype {queries.dtype}", "a real floating type")
-        return np.ascontiguousarray(queries, np.float32)
 
     def _attend_rows(self, queries, pool, rows, outputs, lse) -> None:
         keys, values = pool

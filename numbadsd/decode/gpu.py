@@ -1,11 +1,147 @@
-"""GPU decode paths: registered, and refused with the reason until their kernels exist."""
+"""Decode on a CUDA device: dense over every page, sparse over the selected ones."""
 
-from numbadsd.errors import CudaUnavailable
+import numpy as np
 
-REASON = "this version of numbadsd has no GPU kernels yet"
-REMEDY = "use dense_cpu or sparse_cpu"
+from numbadsd.config import check
+from numbadsd.decode.gpu_step import GpuStep, StepOptions, StepShape
+from numbadsd.decode.inputs import checked_queries
+from numbadsd.errors import IntegrityError
+from numbadsd.kernels.cuda.attend import MAX_TILE_HEADS
+from numbadsd.kernels.cuda.topk import MAX_K
+from numbadsd.pages.cache import PagedKvCache
+from numbadsd.pages.device import device_pool_of
+from numbadsd.timing import StageClock
+from numbadsd.types import DecodeResult
+
+MAX_HEAD_DIM = 256
+OUTPUT_MODES = ("none", "outputs", "debug")
+_KEPT_STEPS = 8  # shapes whose buffers and graphs are kept
 
 
-def unavailable_path(cache, *, fused: bool = True):
-    """Raise CudaUnavailable: what a GPU path is before it can run."""
-    raise CudaUnavailable(REASON, REMEDY)
+class _GpuPath:
+    """What both GPU paths share: arguments, steps by shape, and times.
+
+    Parameters
+    ----------
+    cache : PagedKvCache
+        Copied to the device when its first GPU path is made, and followed from then on.
+    fused : bool
+        Both routes attend in place on a device; accepted so that every path takes it.
+    output_mode : {"outputs", "none", "debug"}
+        What comes back: outputs and lse; nothing; or selected pages and scores as well.
+    timing : bool
+        Measure the stages with events.
+    use_graph : bool
+        False launches every kernel by itself, with the same bits.
+    debug : bool
+        Check page ids on the device in every step.
+    """
+
+    is_sparse: bool
+
+    def __init__(
+        self,
+        cache: PagedKvCache,
+        *,
+        fused: bool = True,
+        output_mode: str = "outputs",
+        timing: bool = True,
+        use_graph: bool = True,
+        debug: bool = False,
+    ):
+        check(output_mode in OUTPUT_MODES, "output_mode", output_mode, " | ".join(OUTPUT_MODES))
+        self.cache, self.config = cache, cache.config
+        self._check_config()
+        self.use_graph = use_graph
+        self._options = StepOptions(output_mode, timing, debug)
+        self.pool = device_pool_of(cache)
+        self._steps: dict[StepShape, GpuStep] = {}
+
+    def _check_config(self) -> None:
+        """Refuse what the kernels cannot do, before anything is allocated."""
+        config = self.config
+        check(config.head_dim <= MAX_HEAD_DIM, "head_dim", config.head_dim,
+              f"at most {MAX_HEAD_DIM} on a GPU")  # fmt: skip
+        check(config.group_size <= MAX_TILE_HEADS, "num_heads", config.num_heads,
+              f"at most {MAX_TILE_HEADS} query heads on a kv head on a GPU")  # fmt: skip
+        if self.is_sparse:
+            check(config.top_k_pages <= MAX_K, "top_k_pages", config.top_k_pages,
+                  f"at most {MAX_K} on a GPU")  # fmt: skip
+
+    def decode(self, queries: np.ndarray, request_ids) -> DecodeResult:
+        """Attend one query per request to that request's context.
+
+        Parameters
+        ----------
+        queries : ndarray [B, H, D] float32
+            One query per request.
+        request_ids : sequence of int, length B
+            Requests of the cache.
+
+        Returns
+        -------
+        DecodeResult
+            Zeros and lse = -inf where nothing is attended; None for what the output mode leaves
+            on the device.
+        """
+        clock = StageClock()
+        queries = checked_queries(queries, request_ids, self.config)
+        rows, max_pages = self.pool.tables.sync(request_ids)
+        clock.lap("page_table")
+        if not len(queries):
+            return self._empty_result(clock)
+        step = self._step(StepShape.holding(len(queries), max_pages, self.is_sparse))
+        step.write_inputs(queries, rows)
+        clock.lap("h2d")
+        if self.use_graph and not step.is_recorded:
+            step.record()
+        clock.lap("malloc")
+        step.start(self.use_graph)
+        # the device works while the host still launches: what is left of both is one overhead
+        parts_ns = {stage: int(ms * 1e6) for stage, ms in step.finish().items()}
+        clock.lap_parts(parts_ns, rest="launch")
+        kernel_ns = sum(ns for stage, ns in parts_ns.items() if stage not in ("h2d", "d2h"))
+        return self._result(step, clock, kernel_ns / 1e6)
+
+    def _step(self, shape: StepShape) -> GpuStep:
+        """Return the step of a shape, made again when the tables have moved."""
+        step = self._steps.pop(shape, None)
+        if step is None or step.generation != self.pool.tables.generation:
+            step = GpuStep(self.pool, shape, self._options)
+        self._steps[shape] = step  # the one used last is last
+        if len(self._steps) > _KEPT_STEPS:
+            del self._steps[next(iter(self._steps))]
+        return step
+
+    def _result(self, step: GpuStep, clock: StageClock, kernel_ms: float) -> DecodeResult:
+        faults = step.num_faults()
+        if faults:
+            raise IntegrityError(f"the page table points outside the pool {faults} times")
+        mode = self._options.output_mode
+        outputs = lse = selected = scores = None
+        if mode != "none":
+            outputs, lse = step.output("outputs"), step.output("lse")
+        if mode == "debug" and self.is_sparse:
+            selected, scores = step.output("selected"), step.output("scores")
+        clock.lap("d2h")
+        return DecodeResult(outputs, lse, selected, clock.times(kernel_ms), scores)
+
+    def _empty_result(self, clock: StageClock) -> DecodeResult:
+        config = self.config
+        outputs = np.empty((0, config.num_heads, config.head_dim), np.float32)
+        selected = np.empty((0, config.num_units, config.top_k_pages), np.int32)
+        return DecodeResult(
+            outputs, outputs[:, :, 0], selected if self.is_sparse else None, clock.times()
+        )
+
+
+class DenseGpuPath(_GpuPath):
+    """Attention over every page."""
+
+    is_sparse = False
+
+
+class SparseGpuPath(_GpuPath):
+    """Score pages, select the best, attend to them in place."""
+
+    is_sparse = True

@@ -148,6 +148,8 @@ def ordered_key(score):
     return np.uint32(bits ^ (_ALL_BITS if bits & _SIGN_BIT else _SIGN_BIT))
 
 
+QUERY, KEY, VALUE = 0, 1, 2  # random streams of a request
+
 _GOLDEN = np.uint32(0x9E3779B9)
 _MIX_1 = np.uint32(0x21F0AAAD)
 _MIX_2 = np.uint32(0x735A2D97)
@@ -165,11 +167,11 @@ def mix32(x):
 def make_row_key(mix):
     """Return ``row_key``, given a backend's compiled `mix32`: only it can be called."""
 
-    def row_key(seed, request_id, stream, token):
+    def row_key(seed, request_id, kind, token):
         """Return the uint32 that names one token's row of one request's random stream."""
         key = mix(np.uint32(np.uint32(seed) ^ _GOLDEN))
         key = mix(np.uint32(key ^ np.uint32(request_id)))
-        key = mix(np.uint32(key ^ np.uint32(stream)))
+        key = mix(np.uint32(key ^ np.uint32(kind)))
         return mix(np.uint32(key ^ mix(np.uint32(token))))
 
     return row_key

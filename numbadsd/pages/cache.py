@@ -1,36 +1,19 @@
 """PagedKvCache: requests, the pages they own, and summaries that are always current."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from numbadsd.config import KV_DTYPES, ModelConfig, check, check_integer
 from numbadsd.kernels.cpu.append import append_runs
+from numbadsd.pages.descriptors import AppendedToken, PageDescriptor
 from numbadsd.pages.integrity import check_ownership, check_summaries
 from numbadsd.pages.layout import Runs, as_storable, pages_for, runs_of, summary_shape
+from numbadsd.pages.mirror import PageMirror
 from numbadsd.pages.pool import PagePool
 from numbadsd.types import PageTable
 
 DEFAULT_CAPACITY_PAGES = 1024
-
-
-class AppendedToken(NamedTuple):
-    """Where a token went."""
-
-    page_id: int
-    slot: int
-    new_page: bool
-
-
-class PageDescriptor(NamedTuple):
-    """What a page holds; `request_id` is -1 and the counts are 0 while it is free."""
-
-    page_id: int
-    request_id: int
-    start_token: int
-    token_count: int
-    offset: int  # of the page's first element, in K and in V
 
 
 @dataclass
@@ -79,6 +62,8 @@ class PagedKvCache:
             summary_shape(config, summary_pages), KV_DTYPES[config.summary_dtype]
         )
         self._sequences: dict[int, _Sequence] = {}
+        self.version = 0  # a new one after every change
+        self.mirrors: list[PageMirror] = []
 
     @property
     def request_ids(self) -> list[int]:
@@ -176,30 +161,19 @@ class PagedKvCache:
         """Append one token to each of several requests, [B, G, D] each, all or nothing."""
         request_ids = list(request_ids)
         keys, values = self._storable(keys, values, len(request_ids))
-        unique = len(set(request_ids)) == len(request_ids)
-        check(unique, "request_ids", request_ids, "each request once")
-        size = self.config.page_size
-        sequences = [self._sequence(request_id) for request_id in request_ids]
-        needy = [s for s in sequences if s.num_tokens == s.pages.size * size]
-        for sequence, page_id in zip(needy, self.pool.allocate_many(len(needy)), strict=True):
-            sequence.pages = np.append(sequence.pages, page_id)
-        tokens = np.array([s.num_tokens for s in sequences], np.int64)
-        page_ids = [s.pages[s.num_tokens // size] for s in sequences]
-        for sequence in sequences:
-            sequence.num_tokens += 1
-        token_indptr = np.arange(len(sequences) + 1, dtype=np.int64)
-        self._store(
-            keys,
-            values,
-            Runs(np.array(page_ids, np.int32), (tokens % size).astype(np.int32), token_indptr),
-        )
+        page_ids, slots = self._grow_step(request_ids)
+        token_indptr = np.arange(len(request_ids) + 1, dtype=np.int64)
+        self._store(keys, values, Runs(page_ids, slots, token_indptr))
+
+    def append_step_metadata(self, request_ids) -> tuple[np.ndarray, np.ndarray]:
+        """Count one token of each request without storing it; returns pages and slots, [B] each."""
+        self._check_no_storage("append_step_metadata")
+        return self._grow_step(list(request_ids))
 
     def append_metadata(self, request_id: int, num_tokens: int) -> None:
         """Count tokens of a request without storing them (storage that lives elsewhere)."""
         check_integer("num_tokens", num_tokens, 0)
-        check(
-            not self.pool.has_storage, "append_metadata", "a cache with storage", "a cache without"
-        )
+        self._check_no_storage("append_metadata")
         self._grow(request_id, num_tokens)
 
     def reserve_pages(self, request_id: int, num_pages: int) -> np.ndarray:
@@ -218,11 +192,15 @@ class PagedKvCache:
         sequence = self._sequence(request_id)
         self.pool.free_many(sequence.pages)
         del self._sequences[request_id]
+        self.version += 1
+        for mirror in self.mirrors:
+            mirror.on_release(request_id, sequence.pages)
         return sequence.pages.size
 
     def reset(self) -> None:
         """Forget every request and free every page."""
-        self._sequences.clear()
+        for request_id in self.request_ids:
+            self.release_request(request_id)
         self.pool.reset()
 
     def check_integrity(self) -> None:
@@ -276,7 +254,26 @@ class PagedKvCache:
             sequence.pages = np.concatenate((sequence.pages, page_ids))
         sequence.num_tokens += num_tokens
         self._sequences[request_id] = sequence
+        self.version += 1
         return first_token, sequence.pages
+
+    def _grow_step(self, request_ids: list) -> tuple[np.ndarray, np.ndarray]:
+        """Count one more token of each request, taking pages as needed; return pages and slots."""
+        check(len(set(request_ids)) == len(request_ids), "request_ids", request_ids, "each once")
+        size = self.config.page_size
+        sequences = [self._sequence(request_id) for request_id in request_ids]
+        needy = [s for s in sequences if s.num_tokens == s.pages.size * size]
+        for sequence, page_id in zip(needy, self.pool.allocate_many(len(needy)), strict=True):
+            sequence.pages = np.append(sequence.pages, page_id)
+        tokens = np.array([s.num_tokens for s in sequences], np.int64)
+        page_ids = [s.pages[s.num_tokens // size] for s in sequences]
+        for sequence in sequences:
+            sequence.num_tokens += 1
+        self.version += 1
+        return np.array(page_ids, np.int32), (tokens % size).astype(np.int32)
+
+    def _check_no_storage(self, call: str) -> None:
+        check(not self.pool.has_storage, call, "a cache with storage", "a cache without")
 
     def _store(self, keys: np.ndarray, values: np.ndarray, runs: Runs) -> None:
         """Write tokens into their pages and renew these pages' summaries."""
@@ -285,6 +282,8 @@ class PagedKvCache:
                 keys, values, *runs,
                 self.pool.keys, self.pool.values, self.config.summary, self.summaries,
             )  # fmt: skip
+            for mirror in self.mirrors:
+                mirror.on_store(keys, values, runs)
 
     def _copy(self, pool: np.ndarray, request_id: int) -> np.ndarray:
         """Return a request's tokens of K or V, [tokens, G, D] float32."""

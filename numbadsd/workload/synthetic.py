@@ -37,7 +37,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numbadsd.config import ModelConfig, check
-from numbadsd.kernels.cpu import prefill
+from numbadsd.kernels import shared
+from numbadsd.kernels.cpu.prefill import fill_uniform
 
 # Per channel: independent of head_dim.
 COMMON = 0.5  # half of a key's norm
@@ -113,20 +114,22 @@ class UniformWorkload:
         for first in range(0, tokens, max_tokens):
             rows = min(max_tokens, tokens - first)
             yield (
-                self._uniform(request, first, rows, prefill.KEY),
-                self._uniform(request, first, rows, prefill.VALUE),
+                self._uniform(request, first, rows, shared.KEY),
+                self._uniform(request, first, rows, shared.VALUE),
             )
 
-    def _uniform(self, request: int, first: int, rows: int, stream: int) -> np.ndarray:
+    def _uniform(
+        self, request: int, first: int, rows: int, kind: int, num_heads: int | None = None
+    ) -> np.ndarray:
         """Rows first .. first + rows of a stream, [rows, G, D]; the same whatever the chunk."""
-        out = np.empty((rows, self.config.num_kv_heads, self.config.head_dim), np.float32)
-        prefill.fill_uniform(out, self.seed, request, first, stream)
+        num_heads = num_heads or self.config.num_kv_heads
+        out = np.empty((rows, num_heads, self.config.head_dim), np.float32)
+        request_ids, tokens = np.full(rows, request, np.int64), np.arange(first, first + rows)
+        fill_uniform(out, self.seed, request_ids, tokens, kind)
         return out
 
     def _query(self, request: int) -> np.ndarray:  # [H, D]
-        out = np.empty((1, self.config.num_heads, self.config.head_dim), np.float32)
-        prefill.fill_uniform(out, self.seed, request, 0, prefill.QUERY)
-        return out[0]
+        return self._uniform(request, 0, 1, shared.QUERY, self.config.num_heads)[0]
 
 
 class _Layout(NamedTuple):

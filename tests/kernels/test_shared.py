@@ -89,17 +89,18 @@ def test_the_mixer_never_maps_two_words_to_one():
 
 def test_compiled_numbers_are_those_of_the_plain_functions():
     out = np.empty((5, 2, 16), np.float32)
-    prefill.fill_uniform(out, 7, 3, 1000, prefill.VALUE)
+    prefill.fill_uniform(out, 7, np.full(5, 3), np.arange(1000, 1005), shared.VALUE)
     for token in range(5):
-        key = row_key(7, 3, prefill.VALUE, 1000 + token)
+        key = row_key(7, 3, shared.VALUE, 1000 + token)
         expected = [uniform_at(key, channel) for channel in range(32)]
         np.testing.assert_array_equal(out[token].ravel(), expected)
 
 
 def test_uniform_numbers_are_uniform_and_streams_differ():
     keys, values = np.empty((2, 4096, 2, 16), np.float32)
-    prefill.fill_uniform(keys, 7, 0, 0, prefill.KEY)
-    prefill.fill_uniform(values, 7, 0, 0, prefill.VALUE)
+    requests, tokens = np.zeros(4096, np.int64), np.arange(4096)
+    prefill.fill_uniform(keys, 7, requests, tokens, shared.KEY)
+    prefill.fill_uniform(values, 7, requests, tokens, shared.VALUE)
     assert -1.0 <= keys.min() < -0.999 and 0.999 < keys.max() < 1.0
     histogram = np.histogram(keys, bins=16, range=(-1, 1))[0] / keys.size
     assert np.abs(histogram - 1 / 16).max() < 0.003

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from numbadsd.config import ModelConfig
+from numbadsd.kernels import shared
 from numbadsd.kernels.cpu import prefill
 from numbadsd.workload.synthetic import (
     HEAD_KINDS,
@@ -123,11 +124,12 @@ def test_wrong_chunk_arguments_are_refused_before_the_first_chunk(cls):
 def test_uniform_data_is_the_counter_based_stream():
     workload = UniformWorkload(CONFIG, [70, 70], seed=9)
     expected = np.empty((70, 2, 32), np.float32)
-    for part, stream in enumerate((prefill.KEY, prefill.VALUE)):
-        prefill.fill_uniform(expected, 9, 1, 0, stream)
+    request_ids, tokens = np.ones(70, np.int64), np.arange(70)
+    for part, kind in enumerate((shared.KEY, shared.VALUE)):
+        prefill.fill_uniform(expected, 9, request_ids, tokens, kind)
         assert np.array_equal(read(workload, 1)[part], expected)
     query = np.empty((1, 8, 32), np.float32)
-    prefill.fill_uniform(query, 9, 1, 0, prefill.QUERY)
+    prefill.fill_uniform(query, 9, request_ids[:1], tokens[:1], shared.QUERY)
     assert np.array_equal(workload.queries[1], query[0])
     assert workload.needle_pages is None
     assert expected.min() >= -1 and expected.max() < 1 and abs(expected.mean()) < 0.05

@@ -7,33 +7,33 @@ from numbadsd.kernels import shared
 from numbadsd.kernels.cpu.jit import device, kernel
 from numbadsd.kernels.words import check_array
 
-QUERY, KEY, VALUE = 0, 1, 2
-
 _mix32 = device(shared.mix32)
 _row_key = device(shared.make_row_key(_mix32))
 _uniform_at = device(shared.make_uniform_at(_mix32))
 
 
 @kernel
-def _fill_uniform_kernel(out, seed, request_id, first_token, stream):
+def _fill_uniform_kernel(out, seed, request_ids, tokens, kind):
     """Write uniform numbers in [-1, 1).
 
     Work      one task per token
     Writes    out, every element once
     """
-    for token in prange(out.shape[0]):
-        key = _row_key(seed, request_id, stream, first_token + token)
+    for i in prange(out.shape[0]):
+        key = _row_key(seed, request_ids[i], kind, tokens[i])
         for channel in range(out.shape[1]):
-            out[token, channel] = _uniform_at(key, channel)
+            out[i, channel] = _uniform_at(key, channel)
 
 
 def fill_uniform(
     out: np.ndarray,  # [n, G, D] f32
     seed: int,
-    request_id: int,
-    first_token: int,
-    stream: int,
+    request_ids: np.ndarray,  # [n] i64
+    tokens: np.ndarray,  # [n] i64, positions in their requests
+    kind: int,
 ) -> None:
-    """Fill `out` with tokens first_token .. first_token + n of one stream of one request."""
+    """Fill `out` with tokens of one random stream (QUERY, KEY or VALUE) of their requests."""
     check_array("out", out, (None, None, None), np.float32)
-    _fill_uniform_kernel(out.reshape(out.shape[0], -1), seed, request_id, first_token, stream)
+    check_array("request_ids", request_ids, out.shape[:1], np.int64)
+    check_array("tokens", tokens, out.shape[:1], np.int64)
+    _fill_uniform_kernel(out.reshape(out.shape[0], -1), seed, request_ids, tokens, kind)

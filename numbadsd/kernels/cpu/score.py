@@ -11,8 +11,6 @@ a sum over all heads the factors of a group are added up first, so that a page c
 kv head whatever the group.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import prange
 
@@ -20,16 +18,9 @@ from numbadsd.kernels import shared
 from numbadsd.kernels.cpu.jit import device, kernel
 from numbadsd.kernels.cpu.memory import CACHE_LINE_BYTES, load16, load_rows_4x16, prefetch, store4
 from numbadsd.kernels.cpu.simd import fma, repeat_4x, splat64, sum_rows
+from numbadsd.kernels.score_shape import REQUEST, score_shape
 from numbadsd.kernels.words import as_rows, check_array
 
-BOUNDS = {
-    "mean": shared.MEAN_BOUND,
-    "minmax": shared.MINMAX_BOUND,
-    "cuboid_mean": shared.RADIUS_BOUND,
-    "mean_std": shared.RADIUS_BOUND,
-}
-SHARES = {"request": 0, "kv_head": 1, "query_head": 2}
-_REQUEST = SHARES["request"]
 CHUNK_PAGES = 16  # pages of a task: enough work to hide its start, few enough to balance
 
 _first_factor = device(shared.first_factor)
@@ -157,7 +148,7 @@ def _share_score(head_scores, column, share, num_units, unit):
         total += score
         largest = score if score > largest else largest
         nan |= score != score
-    if share == _REQUEST:
+    if share == REQUEST:
         return total
     return np.float32(np.nan) if nan else largest
 
@@ -206,33 +197,6 @@ def score_kernel(queries, bound, shape, summaries, page_indptr, page_ids, share,
     _score_pages_kernel(rows, shape, summaries, page_indptr, page_ids, share, sm_scale, scores)
 
 
-class ScoreShape(NamedTuple):
-    """Codes and sizes by which pages are scored."""
-
-    bound: int
-    share: int
-    arrays: int  # vectors of a summary
-    factor_rows: int  # G where scores are summed over heads, else H
-    num_kv_heads: int
-    num_units: int
-
-
-def score_shape(summary: str, share: str, summaries: np.ndarray, num_heads: int) -> ScoreShape:
-    """Return how `num_heads` query heads score these summaries, or raise ValueError."""
-    if summary not in BOUNDS:
-        raise ValueError(f"summary: got {summary!r}, want one of {', '.join(BOUNDS)}")
-    if share not in SHARES:
-        raise ValueError(f"share: got {share!r}, want one of {', '.join(SHARES)}")
-    arrays = 1 if summary == "mean" else 2
-    check_array(
-        "summaries", summaries, (None, None, None) if arrays == 1 else (None, 2, None, None)
-    )
-    num_kv_heads = summaries.shape[-2]
-    num_units = {"request": 1, "kv_head": num_kv_heads, "query_head": num_heads}[share]
-    factor_rows = num_kv_heads if share == "request" else num_heads
-    return ScoreShape(BOUNDS[summary], SHARES[share], arrays, factor_rows, num_kv_heads, num_units)
-
-
 def score_pages(
     queries: np.ndarray,  # [B, H, D] f32
     summaries: np.ndarray,  # [N, G, D] for mean, else [N, 2, G, D]
@@ -246,7 +210,7 @@ def score_pages(
     """Write the score of every page for every selection unit; -inf beyond a request's pages."""
     check_array("queries", queries, (None, None, None), np.float32)
     batch, num_heads, head_dim = queries.shape
-    shape = score_shape(summary, share, summaries, num_heads)
+    shape = score_shape(summary, share, summaries.shape, num_heads)
     check_array("summaries", summaries, (*summaries.shape[:-1], head_dim))
     check_array("scores", scores, (batch, shape.num_units, scores.shape[-1]), np.float32)
     score_kernel(

@@ -13,8 +13,9 @@ from numbadsd.kernels.cpu.attend import Geometry, attend_kernel, make_geometry
 from numbadsd.kernels.cpu.clock import monotonic_ns
 from numbadsd.kernels.cpu.gather import select_rows_kernel
 from numbadsd.kernels.cpu.jit import kernel
-from numbadsd.kernels.cpu.score import ScoreShape, score_kernel, score_shape
+from numbadsd.kernels.cpu.score import score_kernel
 from numbadsd.kernels.cpu.topk import select_pages_kernel
+from numbadsd.kernels.score_shape import ScoreShape, score_shape
 from numbadsd.kernels.words import as_rows, check_array
 
 STAGE_SLOTS = ("score", "topk", "sparse_layout", "attend")
@@ -103,7 +104,7 @@ def plan_sparse_step(
 ) -> StepPlan:
     """Return the plan of every step over these pools."""
     check_array("values", values, keys.shape, keys.dtype)
-    shape = score_shape(summary, share, summaries, num_heads)
+    shape = score_shape(summary, share, summaries.shape, num_heads)
     page_shape = (keys.shape[1], keys.shape[3])
     check_array("summaries", summaries, (keys.shape[0], *summaries.shape[1:-2], *page_shape))
     geometry = make_geometry(keys, num_heads, shape.num_kv_heads, shape.num_units)

@@ -21,7 +21,17 @@ import numpy as np
 
 from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array
-from numbadsd.kernels.cuda.ops import cuda, device, ex2, float32, int64, lg2, quotient, shfl_xor, uint32
+from numbadsd.kernels.cuda.ops import (
+    cuda,
+    device,
+    ex2,
+    float32,
+    int64,
+    lg2,
+    quotient,
+    shfl_xor,
+    uint32,
+)
 from numbadsd.kernels.cuda.tile_step import TOKENS, make_tile_step
 from numbadsd.kernels.cuda.tiles import Row, heads_of_warp, rows_sum
 
@@ -242,9 +252,7 @@ def merge_splits_kernel(spec: MergeSpec) -> Kernel:
     groups = MERGE_THREADS // columns
     sums_size = groups * head_dim
 
-    def merge_splits(
-        sums, softmax, page_indptr, outputs, lse, num_heads, max_selected, max_splits
-    ):
+    def merge_splits(sums, softmax, page_indptr, outputs, lse, num_heads, max_selected, max_splits):
         maxima = cuda.shared.array(MERGE_THREADS, float32)
         masses = cuda.shared.array(groups, float32)
         totals = cuda.shared.array(sums_size, float32)

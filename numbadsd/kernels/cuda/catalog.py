@@ -30,7 +30,5 @@ def kernels_of(shape: Shape) -> list[Kernel]:
     for tile_heads in sorted(tiles):
         spec = AttendSpec(shape.head_dim, shape.kv_dtype, shape.page_size, tile_heads)
         kernels.append(attend_splits_kernel(spec))
-        kernels.append(
-            merge_splits_kernel(MergeSpec(shape.head_dim, shape.page_size, tile_heads))
-        )
+        kernels.append(merge_splits_kernel(MergeSpec(shape.head_dim, shape.page_size, tile_heads)))
     return kernels

@@ -68,9 +68,7 @@ class Kernel:
         if len(arguments) != len(self.parameters):
             got = f"{len(arguments)} arguments"
             raise TypeError(f"{self.name}: got {got}, want {len(self.parameters)}")
-        for index, (parameter, argument) in enumerate(
-            zip(self.parameters, arguments, strict=True)
-        ):
+        for index, (parameter, argument) in enumerate(zip(self.parameters, arguments, strict=True)):
             is_array = parameter.endswith("[]")
             dtype = PARAMETER_DTYPES[parameter.removesuffix("[]")]
             fits = isinstance(argument, DeviceArray) == is_array

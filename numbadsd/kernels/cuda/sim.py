@@ -8,6 +8,7 @@ memory read before it is written (shared, local and device memory start as 0xCD 
 It cannot show what depends on the compiler: accidental float64, spills, contracted sums.
 """
 
+import contextvars
 import sys
 from collections import deque
 
@@ -84,6 +85,7 @@ class _Block:
         hub = greenlet.getcurrent()
         for thread in self.threads:
             thread.fiber = greenlet.greenlet(self._body, hub)
+            thread.fiber.gr_context = contextvars.copy_context()  # NumPy's errstate is in it
             self.ready.append(thread)
         try:
             while self.ready:

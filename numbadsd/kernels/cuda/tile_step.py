@@ -1,8 +1,8 @@
 """One step of a warp's attention: 16 tokens, a few heads, online softmax to base 2.
 
-    scores    quads of lanes, 8 tokens at a time: lane 4 g + t ends with tokens g and g + 8 of head t
-    weights   2^(score - maximum) to shared memory, once for each (token, head)
-    sums      lanes along head_dim, every token's V row times its weight
+scores    quads of lanes, 8 tokens at a time: lane 4 g + t ends with tokens g and g + 8 of head t
+weights   2^(score - maximum) to shared memory, once for each (token, head)
+sums      lanes along head_dim, every token's V row times its weight
 """
 
 import numpy as np

@@ -91,7 +91,12 @@ class Row:
 
 @device
 def _unpack_f32(words):
-    return bits_to_f32(words[0]), bits_to_f32(words[1]), bits_to_f32(words[2]), bits_to_f32(words[3])
+    return (
+        bits_to_f32(words[0]),
+        bits_to_f32(words[1]),
+        bits_to_f32(words[2]),
+        bits_to_f32(words[3]),
+    )
 
 
 @device

@@ -1,0 +1,231 @@
+"""DevicePagePool: K, V, summaries and page tables of a cache on a device."""
+
+import numpy as np
+
+from numbadsd.config import KV_DTYPES, ModelConfig, check, check_integer
+from numbadsd.errors import StorageUnavailable
+from numbadsd.kernels.cuda.append import append_runs
+from numbadsd.kernels.cuda.launch import DeviceArray
+from numbadsd.kernels.cuda.prefill import fill_uniform
+from numbadsd.kernels.cuda.runtime import get_driver
+from numbadsd.kernels.cuda.tables import scatter_numbers
+from numbadsd.kernels.shared import KEY, VALUE
+from numbadsd.pages.cache import PagedKvCache
+from numbadsd.pages.device_tables import DeviceTables
+from numbadsd.pages.layout import Runs, as_storable, cache_bytes, runs_of, summary_shape
+from numbadsd.pages.staging import Staging, TransferStats
+
+CHUNK_BYTES = 16 << 20  # of tokens that are staged or generated at a time
+RESERVE_BYTES = 256 << 20  # tables, workspace, and the driver's own
+
+
+class DevicePagePool:
+    """The pages of a cache on a device, kept current.
+
+    A cache with storage is copied when the pool is made, and followed from then on: appended tokens
+    travel in one copy and are written, with their summaries, by one kernel. A cache without storage
+    (``allocate_storage=False``) lives on the device only, and the calls below that take tokens
+    fill it.
+
+    Parameters
+    ----------
+    cache : PagedKvCache
+        Owner of page lists and, where it has storage, of the tokens.
+
+    Raises
+    ------
+    ValueError
+        When the pages do not fit in the memory of the device; nothing is allocated.
+    """
+
+    def __init__(self, cache: PagedKvCache):
+        self.cache, self.config = cache, cache.config
+        self.driver = get_driver()
+        config, num_pages = cache.config, cache.pool.capacity_pages
+        check_device_memory(config, num_pages, self.driver.memory_bytes()[0])
+        self.stream = self.driver.stream()
+        self.stats = TransferStats()
+        self._staging = Staging(self.driver, self.stream, self.stats)
+        self._token_shape = (config.num_kv_heads, config.head_dim)
+        shape = (num_pages, config.num_kv_heads, config.page_size, config.head_dim)
+        self.keys = self.driver.empty(shape, KV_DTYPES[config.kv_dtype])
+        self.values = self.driver.empty(shape, KV_DTYPES[config.kv_dtype])
+        self.summaries = self.driver.empty(
+            summary_shape(config, num_pages), KV_DTYPES[config.summary_dtype]
+        )
+        self.page_tokens = self.driver.empty(num_pages, np.int32)  # 0 where a page is free
+        self.stream.fill(self.page_tokens, 0)
+        self.tables = DeviceTables(cache, self.driver, self.stream, self._staging)
+        if cache.pool.has_storage:
+            self.upload_pages(np.flatnonzero(self._page_counts()))
+        cache.mirrors.append(self)
+
+    # ---- a cache with storage: its pages, and what is appended to it
+
+    def upload_pages(self, page_ids) -> None:
+        """Copy pages of the cache; neighbours travel as one span, summaries are made here."""
+        page_ids = np.unique(np.asarray(page_ids, np.int32))
+        spans = np.split(page_ids, np.flatnonzero(np.diff(page_ids) > 1) + 1)
+        for span in spans if page_ids.size else ():
+            pages = slice(int(span[0]), int(span[-1]) + 1)
+            self._upload(self.keys[pages], self.cache.pool.keys[pages])
+            self._upload(self.values[pages], self.cache.pool.values[pages])
+        counts = self._page_counts()[page_ids].astype(np.int32)
+        self._store_empty(page_ids[counts > 0], counts[counts > 0])
+
+    def _upload(self, target: DeviceArray, source: np.ndarray) -> None:
+        self.stream.upload(target, source)
+        self.stats.count_h2d(source.nbytes)
+        self.stream.synchronize()  # the cache may write its memory again
+
+    def on_store(self, keys: np.ndarray, values: np.ndarray, runs: Runs) -> None:
+        """Write tokens, [tokens, G, D] each, that the cache has just stored."""
+        self._append(keys, values, runs)
+
+    def on_release(self, request_id: int, page_ids: np.ndarray) -> None:
+        """Forget a request that the cache has forgotten."""
+        self.tables.forget(request_id)
+        self.mark_free(page_ids)
+
+    def mark_free(self, page_ids: np.ndarray) -> None:
+        """Set the token counts of pages to 0."""
+        if len(page_ids):
+            places = np.asarray(page_ids, np.int64)
+            sent = self._staging.send(places, np.zeros(places.size, np.int32))
+            scatter_numbers(self.page_tokens, *sent, stream=self.stream)
+
+    # ---- a cache without storage: tokens that are given to the device only
+
+    def upload_prompt(self, request_id: int, keys: np.ndarray, values: np.ndarray) -> None:
+        """Append tokens, [tokens, G, D] each, without a copy in host pages."""
+        keys = as_storable("keys", keys, (None, *self._token_shape))
+        values = as_storable("values", values, keys.shape)
+        for first, count, runs in self._grow(request_id, len(keys)):
+            self._append(keys[first : first + count], values[first : first + count], runs)
+
+    def append_step(self, request_ids, keys: np.ndarray, values: np.ndarray) -> None:
+        """Append one token to each of several requests, [B, G, D] each, in one copy."""
+        shape = (len(request_ids), *self._token_shape)
+        keys, values = as_storable("keys", keys, shape), as_storable("values", values, shape)
+        self._append(keys, values, self._grow_step(request_ids))
+
+    def prefill_synthetic(self, request_id: int, num_tokens: int, seed: int) -> None:
+        """Append random tokens that are made on the device: those of the uniform workload."""
+        check_integer("num_tokens", num_tokens, 0)
+        start = self._tokens_of(request_id)
+        for first, count, runs in self._grow(request_id, num_tokens):
+            positions = np.arange(start + first, start + first + count)
+            self._generate(np.full(count, request_id), positions, seed, runs)
+
+    def append_synthetic(self, request_ids, seed: int) -> None:
+        """Append one random token, made on the device, to each of several requests."""
+        positions = np.array([self._tokens_of(r) for r in request_ids], np.int64)
+        runs = self._grow_step(request_ids)
+        self._generate(np.asarray(request_ids, np.int64), positions, seed, runs)
+
+    # ---- to the host
+
+    def download_page(self, page_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return K [G, T, D], V and the summary of a page, as stored."""
+        page_id = check_integer("page_id", page_id, 0, self.cache.pool.capacity_pages - 1)
+        page = slice(page_id, page_id + 1)
+        return tuple(self._download(a[page])[0] for a in (self.keys, self.values, self.summaries))
+
+    def download_metadata(self) -> np.ndarray:
+        """Return the tokens of every page on the device, [N] int32; 0 where a page is free."""
+        return self._download(self.page_tokens)
+
+    def _download(self, source: DeviceArray) -> np.ndarray:
+        target = np.empty(source.shape, source.dtype)
+        self.stream.download(target, source)
+        self.stats.count_d2h(target.nbytes)
+        self.stream.synchronize()
+        return target
+
+    # ---- what the calls above share
+
+    def _tokens_of(self, request_id: int) -> int:
+        known = request_id in self.cache.request_ids
+        return self.cache.num_tokens(request_id) if known else 0
+
+    def _page_counts(self) -> np.ndarray:
+        """Return the tokens of every page of the cache, [N] int64."""
+        counts, size = np.zeros(self.cache.pool.capacity_pages, np.int64), self.config.page_size
+        for request_id in self.cache.request_ids:
+            pages, tokens = self.cache.request_pages(request_id), self._tokens_of(request_id)
+            counts[pages] = np.minimum(size, tokens - np.arange(pages.size) * size)
+        return counts
+
+    def _check_on_device_only(self) -> None:
+        if self.cache.pool.has_storage:
+            raise StorageUnavailable(
+                "tokens of a cache with storage are appended to the cache, which tells the device"
+            )
+
+    def _grow(self, request_id: int, num_tokens: int):
+        """Count tokens of a request; yield (first, count, runs) of chunks of them."""
+        self._check_on_device_only()
+        start = self._tokens_of(request_id)
+        self.cache.append_metadata(request_id, num_tokens)
+        pages = self.cache.request_pages(request_id)
+        token_bytes = 2 * 4 * self.config.num_kv_heads * self.config.head_dim
+        chunk = max(1, CHUNK_BYTES // token_bytes)
+        for first in range(0, num_tokens, chunk):
+            count = min(chunk, num_tokens - first)
+            yield first, count, runs_of(pages, start + first, count, self.config.page_size)
+
+    def _grow_step(self, request_ids) -> Runs:
+        """Count one more token of each request."""
+        self._check_on_device_only()
+        page_ids, slots = self.cache.append_step_metadata(request_ids)
+        return Runs(page_ids, slots, np.arange(len(page_ids) + 1))
+
+    def _append(self, keys: np.ndarray, values: np.ndarray, runs: Runs) -> None:
+        """Send tokens and write them."""
+        if keys.dtype != self.keys.dtype:  # rounded here: half the bytes travel
+            keys, values = keys.astype(self.keys.dtype), values.astype(self.keys.dtype)
+        sent = self._staging.send(keys, values, *runs)
+        self._store(*sent)
+
+    def _generate(self, request_ids: np.ndarray, positions: np.ndarray, seed: int, runs) -> None:
+        """Make random tokens on the device and write them."""
+        ids, places, *sent = self._staging.send(
+            request_ids.astype(np.int64), positions.astype(np.int64), *runs
+        )
+        shape = (positions.size, *self._token_shape)
+        tokens = [self.driver.empty(shape, np.float32) for _ in range(2)]
+        for target, kind in zip(tokens, (KEY, VALUE), strict=True):
+            fill_uniform(target, seed, ids, places, kind, stream=self.stream)
+        self._store(*tokens, *sent)
+        self.stream.synchronize()  # the tokens' memory is given back now
+
+    def _store_empty(self, page_ids: np.ndarray, counts: np.ndarray) -> None:
+        """Make the summaries and token counts of pages that hold `counts` tokens."""
+        no_tokens = np.empty((0, *self._token_shape), self.keys.dtype)
+        nothing = np.zeros(page_ids.size + 1, np.int64)
+        self._store(*self._staging.send(no_tokens, no_tokens, page_ids, counts, nothing))
+
+    def _store(self, keys, values, page_ids, first_slots, token_indptr) -> None:
+        append_runs(
+            keys, values, page_ids, first_slots, token_indptr, self.keys, self.values,
+            self.config.summary, self.summaries, stream=self.stream, page_tokens=self.page_tokens,
+        )  # fmt: skip
+
+
+def check_device_memory(config: ModelConfig, num_pages: int, free_bytes: int) -> None:
+    """Raise ValueError, with the bytes, when so many pages do not fit on a device."""
+    needed = cache_bytes(config, num_pages) + RESERVE_BYTES
+    check(
+        needed <= free_bytes,
+        "capacity_pages",
+        num_pages,
+        f"pages that fit on the device: these need {needed:,} bytes of {free_bytes:,} free",
+    )
+
+
+def device_pool_of(cache: PagedKvCache) -> DevicePagePool:
+    """Return the pool that follows a cache, made if there is none yet."""
+    for mirror in cache.mirrors:
+        if isinstance(mirror, DevicePagePool):
+            return mirror
+    return DevicePagePool(cache)
