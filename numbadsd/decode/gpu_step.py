@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from numbadsd.config import ModelConfig
 from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.attend import attend_pages, workspace_sizes
 from numbadsd.kernels.cuda.launch import DeviceArray

@@ -11,8 +11,24 @@ import numpy as np
 
 from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array
 from numbadsd.kernels.cuda.ops import (
-    bf16_high, bf16_low, bits_to_f32, cuda, device, div_rn, f16_high, f16_low, f32_to_bits, float32,
-    int32, int64, mul_rn, quotient, sqrt_rn, to_bf16, to_f16, uint32,
+    bf16_high,
+    bf16_low,
+    bits_to_f32,
+    cuda,
+    device,
+    div_rn,
+    f16_high,
+    f16_low,
+    f32_to_bits,
+    float32,
+    int32,
+    int64,
+    mul_rn,
+    quotient,
+    sqrt_rn,
+    to_bf16,
+    to_f16,
+    uint32,
 )  # fmt: skip
 
 NUM_THREADS = 128

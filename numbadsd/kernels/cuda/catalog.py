@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 
 from numbadsd.kernels.cuda.attend import (
-    MAX_TILE_HEADS, AttendSpec, MergeSpec, attend_splits_kernel, merge_splits_kernel,
+    MAX_TILE_HEADS,
+    AttendSpec,
+    MergeSpec,
+    attend_splits_kernel,
+    merge_splits_kernel,
 )  # fmt: skip
 from numbadsd.kernels.cuda.launch import Kernel
 

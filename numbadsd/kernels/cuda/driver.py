@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from cuda.bindings import driver as cu
 
-from numbadsd.kernels.cuda.launch import DeviceError
 from numbadsd.kernels.cuda.compile import compile_cached
-from numbadsd.kernels.cuda.launch import PARAMETER_DTYPES, DeviceArray, Kernel
+from numbadsd.kernels.cuda.launch import PARAMETER_DTYPES, DeviceArray, DeviceError, Kernel
 
 _ATTRIBUTE = cu.CUdevice_attribute
 _NO_FLAGS = 0

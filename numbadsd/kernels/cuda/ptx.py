@@ -14,8 +14,8 @@ from numba.cuda.types import float32, int32, int64, uint32
 __all__ = [
     "add_rn", "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
     "f16_high", "f16_low", "f32_to_bits", "float32", "fma", "fmax", "int32", "int64", "lg2",
-    "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn", "store4",
-    "stream4", "to_bf16", "to_f16", "uint32",
+    "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn",
+    "store4", "stream4", "to_bf16", "to_f16", "uint32",
 ]  # fmt: skip
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()

@@ -19,11 +19,24 @@ import numpy as np
 from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array
 from numbadsd.kernels.cuda.ops import (
-    cuda, device, float32, int64, quotient, shfl_xor, uint32,
+    cuda,
+    device,
+    float32,
+    int64,
+    quotient,
+    shfl_xor,
+    uint32,
 )  # fmt: skip
 from numbadsd.kernels.cuda.tiles import (
-    CHUNK_WORDS, QUAD_ROWS, QUAD_SUMS, UNPACK, Row, make_dot_vector, make_load_vector,
-    quad_sum, unroll,
+    CHUNK_WORDS,
+    QUAD_ROWS,
+    QUAD_SUMS,
+    UNPACK,
+    Row,
+    make_dot_vector,
+    make_load_vector,
+    quad_sum,
+    unroll,
 )  # fmt: skip
 from numbadsd.kernels.score_shape import KV_HEAD, REQUEST, ScoreShape, score_shape
 

@@ -9,7 +9,14 @@ import numpy as np
 
 from numbadsd.kernels.cuda.ops import cuda, device, ex2, float32, fma, fmax, shfl_xor, uint32
 from numbadsd.kernels.cuda.tiles import (
-    CHUNK_WORDS, QUAD_ROWS, QUAD_SUMS, UNPACK, Row, make_dot_vector, make_load_vector, unroll,
+    CHUNK_WORDS,
+    QUAD_ROWS,
+    QUAD_SUMS,
+    UNPACK,
+    Row,
+    make_dot_vector,
+    make_load_vector,
+    unroll,
 )  # fmt: skip
 
 TOKENS = 16  # of a step

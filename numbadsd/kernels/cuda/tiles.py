@@ -11,8 +11,18 @@ Weighted sums ("columns"): lanes lie along the row, so that a sum over rows stay
 from dataclasses import dataclass
 
 from numbadsd.kernels.cuda.ops import (
-    bf16_high, bf16_low, bits_to_f32, device, f16_high, f16_low, float32, fma, load4, shfl_xor,
-    stream4, uint32,
+    bf16_high,
+    bf16_low,
+    bits_to_f32,
+    device,
+    f16_high,
+    f16_low,
+    float32,
+    fma,
+    load4,
+    shfl_xor,
+    stream4,
+    uint32,
 )  # fmt: skip
 
 QUAD_ROWS = 8  # rows that a warp multiplies at once

@@ -13,7 +13,15 @@ import numpy as np
 from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array
 from numbadsd.kernels.cuda.ops import (
-    cuda, device, f32_to_bits, float32, int32, int64, quotient, shfl_up, uint32,
+    cuda,
+    device,
+    f32_to_bits,
+    float32,
+    int32,
+    int64,
+    quotient,
+    shfl_up,
+    uint32,
 )  # fmt: skip
 
 NUM_THREADS = 256
