@@ -2,14 +2,25 @@
 
 from dataclasses import dataclass
 
-from numbadsd.kernels.cuda.attend import (
-    MAX_TILE_HEADS,
-    AttendSpec,
-    MergeSpec,
-    attend_splits_kernel,
-    merge_splits_kernel,
-)  # fmt: skip
+from numbadsd.kernels.cuda.append import (
+    AppendSpec,
+    append_runs_kernel,
+    summarise_pages_kernel,
+)
+from numbadsd.kernels.cuda.attend import MAX_TILE_HEADS
+from numbadsd.kernels.cuda.attend_splits import AttendSpec, attend_splits_kernel
 from numbadsd.kernels.cuda.launch import Kernel
+from numbadsd.kernels.cuda.merge_splits import MergeSpec, merge_splits_kernel
+from numbadsd.kernels.cuda.prefill import fill_uniform_kernel
+from numbadsd.kernels.cuda.score import query_factors_kernel, score_pages_kernel
+from numbadsd.kernels.cuda.score_tiles import ScoreSpec
+from numbadsd.kernels.cuda.tables import (
+    count_outside_kernel,
+    pack_tables_kernel,
+    scatter_numbers_kernel,
+)
+from numbadsd.kernels.cuda.topk import select_pages_kernel
+from numbadsd.kernels.score_shape import REQUEST, score_shape
 
 
 @dataclass(frozen=True)
@@ -27,12 +38,48 @@ class Shape:
 
 def kernels_of(shape: Shape) -> list[Kernel]:
     """Return the kernels of dense and sparse decode, append and prefill for a shape."""
+    return [
+        pack_tables_kernel(),
+        *_score_kernels(shape),
+        select_pages_kernel(),
+        *_attend_kernels(shape),
+        *_page_kernels(shape),
+        scatter_numbers_kernel(),
+        count_outside_kernel(),
+        fill_uniform_kernel(),
+    ]
+
+
+def _score_kernels(shape: Shape) -> list[Kernel]:
+    group, row = shape.num_heads // shape.num_kv_heads, (shape.num_kv_heads, shape.head_dim)
+    summaries = (1, *row) if shape.summary == "mean" else (1, 2, *row)
+    scoring = score_shape(shape.summary, shape.share, summaries, shape.num_heads)
+    spec = ScoreSpec(
+        shape.head_dim, shape.kv_dtype, scoring.arrays, shape.num_kv_heads, group, scoring.share
+    )
+    is_summed = scoring.share == REQUEST
+    return [
+        query_factors_kernel(scoring.bound, scoring.arrays, is_summed),
+        score_pages_kernel(spec),
+    ]
+
+
+def _attend_kernels(shape: Shape) -> list[Kernel]:
     group = shape.num_heads // shape.num_kv_heads
     tiles = {group, 1 if shape.share == "query_head" else group}
     assert max(tiles) <= MAX_TILE_HEADS
     kernels = []
-    for tile_heads in sorted(tiles):
-        spec = AttendSpec(shape.head_dim, shape.kv_dtype, shape.page_size, tile_heads)
+    for heads in sorted(tiles):
+        spec = AttendSpec(shape.head_dim, shape.kv_dtype, shape.page_size, heads)
         kernels.append(attend_splits_kernel(spec))
-        kernels.append(merge_splits_kernel(MergeSpec(shape.head_dim, shape.page_size, tile_heads)))
+        kernels.append(merge_splits_kernel(MergeSpec(shape.head_dim, shape.page_size, heads)))
     return kernels
+
+
+def _page_kernels(shape: Shape) -> list[Kernel]:
+    dtypes = sorted({shape.kv_dtype, "float32"})
+    specs = [
+        AppendSpec(shape.head_dim, shape.kv_dtype, shape.kv_dtype, shape.summary, token_dtype)
+        for token_dtype in dtypes
+    ]
+    return [*map(append_runs_kernel, specs), summarise_pages_kernel(specs[-1])]

@@ -5,6 +5,7 @@ laid out as numba-cuda's kernels expect them; nothing here allocates, copies or 
 """
 
 import ctypes
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +18,20 @@ _ATTRIBUTE = cu.CUdevice_attribute
 _NO_FLAGS = 0
 
 
-def _check(answer):
+def _check(answer, asked: str = ""):
     """Return what a driver call gave, or raise DeviceError with the driver's words."""
     status, *values = answer
     if status != cu.CUresult.CUDA_SUCCESS:
         _, name = cu.cuGetErrorName(status)
         _, text = cu.cuGetErrorString(status)
-        raise DeviceError(f"{(name or b'?').decode()}: {(text or b'?').decode()}")
+        message = f"{(name or b'?').decode()}: {(text or b'?').decode()}"
+        raise DeviceError(f"{message} (asked for {asked})" if asked else message)
     return values[0] if len(values) == 1 else values
+
+
+def _free_after(owner, free, handle) -> None:
+    """Call free(handle) when `owner` is gone; what lives at exit is left to the process's end."""
+    weakref.finalize(owner, free, handle).atexit = False
 
 
 class Event:
@@ -32,6 +39,7 @@ class Event:
 
     def __init__(self):
         self.handle = _check(cu.cuEventCreate(_NO_FLAGS))
+        _free_after(self, cu.cuEventDestroy, self.handle)
 
     def elapsed_ms(self, earlier: "Event") -> float:
         """Return the milliseconds since an earlier event; both have happened."""
@@ -41,20 +49,16 @@ class Event:
         """Wait until the event has happened."""
         _check(cu.cuEventSynchronize(self.handle))
 
-    def __del__(self):
-        cu.cuEventDestroy(self.handle)
-
 
 class Graph:
     """Work that was recorded once and is started by one call."""
 
     def __init__(self, recorded, keep: list):
-        self._recorded, self._keep = recorded, keep
-        self.handle = _check(cu.cuGraphInstantiate(recorded, _NO_FLAGS))
-
-    def __del__(self):
-        cu.cuGraphExecDestroy(self.handle)
-        cu.cuGraphDestroy(self._recorded)
+        self._keep = keep
+        instantiated = cu.cuGraphInstantiate(recorded, _NO_FLAGS)
+        cu.cuGraphDestroy(recorded)
+        self.handle = _check(instantiated)
+        _free_after(self, cu.cuGraphExecDestroy, self.handle)
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,14 @@ class Stream:
         self.driver = driver
         flags = cu.CUstream_flags.CU_STREAM_NON_BLOCKING
         self.handle = _check(cu.cuStreamCreate(int(flags)))
+        _free_after(self, cu.cuStreamDestroy, self.handle)
         self._captured: list | None = None  # what a graph has to keep alive
 
     def launch(self, kernel: Kernel, grid: int, *arguments) -> None:
-        """Run a kernel with `grid` blocks."""
+        """Run a kernel with `grid` blocks; with 0 nothing is done."""
         kernel.check_arguments(arguments)
+        if grid == 0:  # the driver refuses it
+            return
         loaded = self.driver.load(kernel)
         slots, pointers = _lay_out(kernel.parameters, arguments)
         config = cu.CUlaunchConfig()
@@ -137,22 +144,25 @@ class Stream:
 
     def capture(self, function) -> Graph:
         """Return the work that `function` gives to this stream, recorded and not done."""
-        mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._captured = kept = []
+        # relaxed: memory that the garbage collector frees meanwhile does not spoil the capture
+        mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         _check(cu.cuStreamBeginCapture(self.handle, mode))
+        self._captured = kept = []
         try:
             function()
+        except BaseException:
+            _, recorded = cu.cuStreamEndCapture(self.handle)
+            if recorded is not None:
+                cu.cuGraphDestroy(recorded)
+            raise
         finally:
             self._captured = None
-            recorded = _check(cu.cuStreamEndCapture(self.handle))
-        return Graph(recorded, kept)
+        return Graph(_check(cu.cuStreamEndCapture(self.handle)), kept)
 
     def replay(self, graph: Graph) -> None:
         """Do a graph's work."""
         _check(cu.cuGraphLaunch(graph.handle, self.handle))
-
-    def __del__(self):
-        cu.cuStreamDestroy(self.handle)
+        self._keep(graph)
 
 
 def _lay_out(parameters: tuple[str, ...], arguments: tuple):
@@ -174,33 +184,32 @@ def _lay_out(parameters: tuple[str, ...], arguments: tuple):
     return slots, pointers
 
 
+def _size(shape) -> int:
+    return int(np.prod(shape, dtype=object))  # exact: a size that wraps around would be small
+
+
 class _Memory:
     """An allocation, freed with its last user."""
 
     def __init__(self, num_bytes: int):
-        self.address = int(_check(cu.cuMemAlloc(num_bytes)))
-
-    def __del__(self):
-        if hasattr(self, "address"):
-            cu.cuMemFree(self.address)
+        self.address = int(_check(cu.cuMemAlloc(num_bytes), f"{num_bytes} bytes"))
+        _free_after(self, cu.cuMemFree, self.address)
 
 
 class _PinnedMemory:
     """Page-locked host memory, freed with its last user."""
 
     def __init__(self, num_bytes: int):
-        self.address = int(_check(cu.cuMemHostAlloc(num_bytes, _NO_FLAGS)))
+        answer = cu.cuMemHostAlloc(num_bytes, _NO_FLAGS)
+        self.address = int(_check(answer, f"{num_bytes} page-locked bytes"))
+        _free_after(self, cu.cuMemFreeHost, self.address)
         self.__array_interface__ = {
             "shape": (num_bytes,), "typestr": "|u1", "data": (self.address, False), "version": 3,
         }  # fmt: skip
 
-    def __del__(self):
-        if hasattr(self, "address"):
-            cu.cuMemFreeHost(self.address)
-
 
 class CudaDriver:
-    """The first CUDA device of this process."""
+    """The first CUDA device of this process, for the thread that makes the driver."""
 
     is_simulated = False
 
@@ -230,13 +239,13 @@ class CudaDriver:
         """Return memory that nobody has written."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         dtype = np.dtype(dtype)
-        memory = _Memory(max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize))
+        memory = _Memory(max(1, _size(shape) * dtype.itemsize))
         return DeviceArray(memory.address, shape, dtype, memory)
 
     def pinned(self, shape, dtype) -> np.ndarray:
         """Return page-locked host memory."""
         dtype = np.dtype(dtype)
-        num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        num_bytes = _size(shape) * dtype.itemsize
         memory = np.asarray(_PinnedMemory(max(1, num_bytes)))
         return memory[:num_bytes].view(dtype).reshape(shape)
 

@@ -3,6 +3,6 @@
 from numbadsd.kernels.cuda.switch import SIMULATED
 
 if SIMULATED:
-    from numbadsd.kernels.cuda.sim import *  # noqa: F403
+    from numbadsd.kernels.cuda.sim_words import *  # noqa: F403
 else:
     from numbadsd.kernels.cuda.ptx import *  # noqa: F403

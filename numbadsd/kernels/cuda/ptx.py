@@ -154,7 +154,8 @@ def load4(typingctx, words, index):
 @intrinsic
 def stream4(typingctx, words, index):
     """Load four words that are read once and by one warp: past the L1 cache."""
-    template = "ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {$0, $1, $2, $3}, [$4];"  # read-only for the whole kernel
+    # nc: nobody writes this memory while the kernel runs
+    template = "ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {$0, $1, $2, $3}, [$4];"
 
     def codegen(context, builder, sig, args):
         pointer = _pointer(context, builder, sig, args, 0)

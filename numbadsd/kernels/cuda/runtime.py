@@ -6,8 +6,7 @@ from importlib.util import find_spec
 from numbadsd.kernels.cuda.switch import SIMULATED
 
 INSTALL = "install CUDA support: pip install 'numbadsd[cuda]'"
-MIN_COMPUTE_CAPABILITY = (7, 0)
-MIN_DRIVER = 12000
+MIN_COMPUTE_CAPABILITY = (8, 0)  # the first that converts to bfloat16
 
 
 @cache
@@ -41,12 +40,13 @@ def _why_no_device() -> tuple[str, str] | None:
     if status != cu.CUresult.CUDA_SUCCESS:
         return f"the CUDA driver does not start ({status.name})", no_driver
     _, version = cu.cuDriverGetVersion()
-    if version < MIN_DRIVER:
-        want = f"{MIN_DRIVER // 1000}.{MIN_DRIVER % 1000 // 10}"
+    major = cu.CUDA_VERSION // 1000  # code of one major version runs on every driver of it
+    if version < major * 1000:
         got = f"{version // 1000}.{version % 1000 // 10}"
-        return f"the driver supports CUDA {got}", f"install a driver for CUDA {want} or newer"
+        reason = f"the driver supports CUDA {got}, the installed packages are for CUDA {major}"
+        return reason, f"install a driver for CUDA {major}.0 or newer, or older CUDA packages"
     _, count = cu.cuDeviceGetCount()
-    if count == 0:
+    if not count:
         return "the CUDA driver sees no device", no_driver
     _, device = cu.cuDeviceGet(0)
     places = cu.CUdevice_attribute
@@ -59,7 +59,7 @@ def _why_no_device() -> tuple[str, str] | None:
     )
     if capability < MIN_COMPUTE_CAPABILITY:
         got = f"the device has compute capability {capability[0]}.{capability[1]}"
-        return got, "use a device of 7.0 (Volta) or newer"
+        return got, "use a device of 8.0 (Ampere) or newer"
     return None
 
 

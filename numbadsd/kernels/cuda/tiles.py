@@ -1,7 +1,7 @@
 """How a warp reads rows of head_dim elements, and what it multiplies them by.
 
-Dot products ("quads"): four lanes share a row, eight rows a warp. Lane 4 g + t reads 16 bytes of row
-g in each chunk, so that a sum over a row takes two shuffles, and factors are the same for all rows:
+Dot products ("quads"): four lanes share a row, eight rows a warp. Lane 4 g + t reads 16 bytes of
+row g in each chunk: a sum over a row takes two shuffles, and factors are the same for all rows.
 
     chunk c of row g:   | t = 0 | t = 1 | t = 2 | t = 3 |      16 bytes each, words 16 c + 4 t ..
 

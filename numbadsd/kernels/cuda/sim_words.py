@@ -1,0 +1,178 @@
+"""The words that CUDA kernels are written in, on the CPU: twins of `ptx.py` for the simulator."""
+
+import sys
+
+import numpy as np
+
+from numbadsd.kernels.cuda.sim import SimulatedFault, current_block, poisoned
+
+__all__ = [
+    "add_rn", "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
+    "f16_high", "f16_low", "f32_to_bits", "float32", "fma", "fmax", "int32", "int64", "lg2",
+    "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn",
+    "store4", "stream4", "to_bf16", "to_f16", "uint32",
+]  # fmt: skip
+
+float32, int32, int64, uint32 = np.float32, np.int32, np.int64, np.uint32
+
+
+class _Shared:
+    @staticmethod
+    def array(shape, dtype, alignment=None):
+        """Return the block's array of this call, the same for every thread."""
+        frame = sys._getframe(1)
+        key = (frame.f_code, frame.f_lasti)
+        if key not in current_block().shared:
+            current_block().shared[key] = poisoned(shape, dtype)
+        return current_block().shared[key]
+
+
+class _Local:
+    @staticmethod
+    def array(shape, dtype):
+        return poisoned(shape, dtype)
+
+
+class _Atomic:
+    @staticmethod
+    def add(array, index, value):
+        """Add to an element; return what it was."""
+        before = array[index]
+        array[index] = before + array.dtype.type(value)
+        return before
+
+
+class _Cuda:
+    """What kernels use of `numba.cuda`."""
+
+    shared, local, atomic = _Shared, _Local, _Atomic
+    threadIdx = property(lambda self: current_block().current.index)
+    blockIdx = property(lambda self: current_block().index)
+    blockDim = property(lambda self: current_block().size)
+    gridDim = property(lambda self: current_block().grid)
+
+    @staticmethod
+    def syncthreads():
+        current_block().barrier()
+
+    @staticmethod
+    def syncwarp():
+        current_block().gather("syncwarp", None)
+
+
+cuda = _Cuda()
+
+
+def device(function):
+    """A function that kernels call needs no compiler here."""
+    return function
+
+
+# ---- arithmetic, as the instructions of ptx.py define it
+
+
+def _f32(operation):
+    return lambda *numbers: np.float32(operation(*(np.float32(n) for n in numbers)))
+
+
+fma = _f32(lambda a, b, c: np.float64(a) * np.float64(b) + np.float64(c))
+add_rn, mul_rn, div_rn = _f32(np.add), _f32(np.multiply), _f32(np.divide)
+sqrt_rn, lg2, fmax = _f32(np.sqrt), _f32(np.log2), _f32(np.fmax)
+
+
+def ex2(x):
+    """Return 2 to the x; subnormal results are 0."""
+    power = np.exp2(np.float32(x))
+    return np.float32(0.0) if power < np.float32(2.0**-126) else power
+
+
+def f32_to_bits(x):
+    return np.float32(x).view(np.uint32)
+
+
+def bits_to_f32(word):
+    return np.uint32(word).view(np.float32)
+
+
+def f16_low(word):
+    return np.float32(np.uint16(int(word) & 0xFFFF).view(np.float16))
+
+
+def f16_high(word):
+    return np.float32(np.uint16(int(word) >> 16).view(np.float16))
+
+
+def bf16_low(word):
+    return bits_to_f32((int(word) & 0xFFFF) << 16)
+
+
+def bf16_high(word):
+    return bits_to_f32(int(word) & 0xFFFF0000)
+
+
+def to_f16(x):
+    return np.uint32(np.float16(np.float32(x)).view(np.uint16))
+
+
+def to_bf16(x):
+    """Return bfloat16 bits, rounded to nearest even; NaN is the one the device makes."""
+    if x != x:
+        return np.uint32(0x7FFF)
+    bits = int(f32_to_bits(x))
+    return np.uint32((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+
+def popc(word):
+    return int(word).bit_count()
+
+
+def lowest_lanes(count):
+    return np.uint32((1 << int(count)) - 1)
+
+
+def quotient(a, b):
+    return int(a) // int(b)
+
+
+# ---- operations of a warp
+
+
+def shfl_xor(value, mask):
+    """Return the value of the lane whose number differs from ours by `mask`."""
+    values = current_block().gather("shfl_xor", np.float32(value))
+    return values[current_block().current.lane ^ int(mask)]
+
+
+def shfl_up(value, delta):
+    """Return the value of the lane `delta` below; our own where there is none."""
+    values = current_block().gather("shfl_up", np.uint32(value))
+    return values.get(current_block().current.lane - int(delta), np.uint32(value))
+
+
+def ballot(predicate):
+    """Return a bit for each lane whose predicate is not 0."""
+    values = current_block().gather("ballot", int(predicate) != 0)
+    return np.uint32(sum(1 << lane for lane, value in values.items() if value))
+
+
+# ---- vectors of four words
+
+
+def _quad(words, index):
+    index = int(index)
+    address = words.ctypes.data + index * words.itemsize
+    if index < 0 or index + 4 > words.size or address % 16:
+        fault = f"vector access at {index} of {words.size} words"
+        raise SimulatedFault(f"{fault}: out of range or not aligned to 16 bytes")
+    return words[index : index + 4]
+
+
+def load4(words, index):
+    return tuple(_quad(words, index))
+
+
+stream4 = load4
+
+
+def store4(words, index, a, b, c, d):
+    _quad(words, index)[:] = (a, b, c, d)
