@@ -35,7 +35,9 @@ give heads, head_dim and contexts, and batch_size is the most queries that are t
 """
 
 
-def _parse_paths(ctx, param, value: str) -> tuple[str, ...]:
+def _parse_paths(ctx, param, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
     names = tuple(name.strip() for name in value.split(","))
     for name in names:
         if name not in PATHS:
@@ -66,7 +68,7 @@ def _choice(name: str, values, text: str):
 @_choice("--data", DATA_KINDS, "Random, or with sinks, topics and needles as real caches have.")
 @click.option("--kv-file", type=click.Path(path_type=Path), help="Captured q, k, v (.npz).")
 @click.option("--layer", type=int, help="Layer of the capture [the lowest].")
-@click.option("--paths", default=",".join(PATHS), callback=_parse_paths, help="Paths to run [all].")
+@click.option("--paths", callback=_parse_paths, help=f"Some of {', '.join(PATHS)} [all].")
 @click.option("--fused/--staged", default=True, help="Attend in place, or gather a copy first.")
 @seed_option
 @threads_option

@@ -199,7 +199,7 @@ class DecodeBenchConfig:
     num_recent_pages: int = 0
     data: str = "uniform"
     fused: bool = True
-    paths: tuple[str, ...] = ("dense_cpu", "sparse_cpu", "dense_gpu", "sparse_gpu")
+    paths: tuple[str, ...] | None = None  # None: every one that can run here
 
     def __post_init__(self):
         check_integer("batch_size", self.batch_size, 1, 1 << 20)

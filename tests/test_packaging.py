@@ -15,10 +15,12 @@ import pytest
 import numbadsd
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("dsd_bench", "dsd_demo")
+COMMANDS = ("dsd_bench", "dsd_demo", "dsd_kernels")
 
 # `import numbadsd` must stay fast, and must work where these are not installed.
-NOT_IMPORTED = ("torch", "transformers", "ray", "numba.cuda", "matplotlib", "click", "tabulate")
+NOT_IMPORTED = (
+    "torch", "transformers", "ray", "numba.cuda", "elftools", "matplotlib", "click", "tabulate",
+)  # fmt: skip
 
 
 def setup_cfg() -> configparser.ConfigParser:
@@ -131,4 +133,5 @@ def test_a_wheel_asks_for_what_setup_cfg_lists(wheel):
         lines = archive.read(info).decode().splitlines()
     listed = setup_cfg()["options"]["install_requires"].split()
     assert [f"Requires-Dist: {name}" in lines for name in listed] == [True] * len(listed)
-    assert {f"Provides-Extra: {name}" for name in ("cuda", "cuda12", "cuda13", "test")} <= {*lines}
+    extras = ("cuda", "cuda12", "cuda13", "sim", "test")
+    assert {f"Provides-Extra: {name}" for name in extras} <= {*lines}

@@ -33,7 +33,7 @@ class Multiprocessor:
         return 128 if self.compute_capability >= (8, 0) else 256
 
     def resident_blocks(self, num_threads: int, registers: int, shared_bytes: int) -> int:
-        """Return how many blocks fit, each with `registers` a thread and `shared_bytes` of its own."""
+        """Return how many blocks fit; `registers` is of a thread, `shared_bytes` of a block."""
         warps = -(-num_threads // WARP_SIZE)
         warp_registers = _round_up(registers * WARP_SIZE, WARP_REGISTERS_UNIT)
         # a launch is refused as if every partition took as many warps as the fullest

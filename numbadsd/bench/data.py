@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from numbadsd.config import DecodeBenchConfig, ModelConfig, check
 from numbadsd.kernels.cpu.attend import SPLIT_TOKENS
+from numbadsd.kernels.cuda.runtime import why_unavailable
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.layout import cache_bytes
 from numbadsd.workload.captures import Capture, CapturedWorkload, load_capture
@@ -17,7 +18,14 @@ from numbadsd.workload.synthetic import (
     draw_context_tokens,
 )
 
-__all__ = ["DecodeData", "capture_shape", "fill_cache", "load_capture", "make_workload"]
+__all__ = [
+    "DecodeData",
+    "capture_shape",
+    "fill_cache",
+    "lives_on_device",
+    "load_capture",
+    "make_workload",
+]
 
 FILL_BYTES = 16 << 20  # of K and V in float32 at a time: memory stays near the pool itself
 _OWN_BYTES = 256 << 20  # interpreter, compiled code, scratch
@@ -40,6 +48,13 @@ def capture_shape(capture: Capture) -> dict[str, int]:
     return {"num_heads": num_heads, "num_kv_heads": capture.keys.shape[1], "head_dim": head_dim}
 
 
+def lives_on_device(config: DecodeBenchConfig, capture: Capture | None = None) -> bool:
+    """Whether nothing needs the tokens on the host: GPU paths alone, and data that is random."""
+    gpu_only = config.paths is not None and all(name.endswith("_gpu") for name in config.paths)
+    is_random = capture is None and config.data == "uniform"
+    return gpu_only and is_random and why_unavailable() is None
+
+
 def make_workload(config: DecodeBenchConfig, capture: Capture | None = None):
     """Return the requests of a benchmark: captured, structured or uniform.
 
@@ -52,7 +67,8 @@ def make_workload(config: DecodeBenchConfig, capture: Capture | None = None):
     context_tokens = draw_context_tokens(
         config.batch_size, config.min_context_tokens, config.max_context_tokens, config.seed
     )
-    check_memory(config.model, context_tokens, config.fused)
+    if not lives_on_device(config):
+        check_memory(config.model, context_tokens, config.fused)
     workload = {"uniform": UniformWorkload, "structured": StructuredWorkload}[config.data]
     return workload(config.model, context_tokens, config.seed)
 
@@ -96,9 +112,14 @@ def _scratch_bytes(model: ModelConfig, context_tokens: np.ndarray, fused: bool) 
     return step + quality
 
 
-def fill_cache(model: ModelConfig, workload) -> DecodeData:
-    """Store a workload in a cache of exactly the pages it needs."""
+def fill_cache(model: ModelConfig, workload, on_device: bool = False) -> DecodeData:
+    """Store a workload in a cache of exactly the pages it needs.
+
+    `on_device` makes the tokens of a uniform workload on the GPU, with no copy on the host.
+    """
     context_tokens = np.asarray(workload.context_tokens, np.int64)
+    if on_device:
+        return _fill_device(model, workload, context_tokens)
     cache = PagedKvCache(model, pool_pages(model, context_tokens))
     float32_token_bytes = 2 * 4 * model.num_kv_heads * model.head_dim
     chunk_tokens = max(1, FILL_BYTES // float32_token_bytes)
@@ -109,4 +130,17 @@ def fill_cache(model: ModelConfig, workload) -> DecodeData:
                 cache.append_tokens(request_id, keys, values)
                 bar.update(len(keys))
     request_ids = list(range(len(context_tokens)))
+    return DecodeData(cache, workload.queries, request_ids, context_tokens, workload)
+
+
+def _fill_device(model: ModelConfig, workload, context_tokens: np.ndarray) -> DecodeData:
+    """Make the tokens of a uniform workload where they are used."""
+    # imported here: it needs CUDA, which this command does without
+    from numbadsd.pages.device import device_pool_of
+
+    cache = PagedKvCache(model, pool_pages(model, context_tokens), allocate_storage=False)
+    pool = device_pool_of(cache)
+    request_ids = list(range(len(context_tokens)))
+    for request_id in tqdm(request_ids, desc="filling", leave=False, disable=None):
+        pool.prefill_synthetic(request_id, int(context_tokens[request_id]), workload.seed)
     return DecodeData(cache, workload.queries, request_ids, context_tokens, workload)

@@ -1,48 +1,27 @@
-"""`dsd_bench`: decode one batch by every path, beside the limits of the machine.
+"""`dsd_bench`: decode one batch by every path, beside the limits of the machine."""
 
-Samples of the paths alternate with a read of the whole K/V pool. The read gives the bandwidth that
-the samples are compared with, under the same conditions, and leaves the caches as cold as a decode
-step finds them in a model whose other layers have just run.
-"""
-
-from dataclasses import asdict, dataclass, field, replace
-from time import perf_counter
+from dataclasses import asdict
 
 import numpy as np
-from tqdm import tqdm
 
-from numbadsd.analysis.devices import Roof, measure_fp32_gflops, measure_read_gbps
+from numbadsd.analysis.devices import Roof, measure_fp32_gflops
 from numbadsd.analysis.quality import measure_quality
 from numbadsd.analysis.roofline import path_bytes, step_traffic
-from numbadsd.bench.data import DecodeData, fill_cache, make_workload
+from numbadsd.bench.data import DecodeData, fill_cache, lives_on_device, make_workload
 from numbadsd.bench.record import SCHEMA_VERSION, environment
+from numbadsd.bench.sampling import Bandwidth, Run, is_gpu, make_runs, path_names, take_samples
 from numbadsd.bench.verdict import decide
 from numbadsd.config import DecodeBenchConfig
 from numbadsd.decode.path import make_path
-from numbadsd.errors import CudaUnavailable
-from numbadsd.pages.cache import PagedKvCache
 from numbadsd.timing import STAGES, sample_statistics
-from numbadsd.types import DecodeResult, StageTimes
 
 OVERHEADS = ("malloc", "h2d", "d2h", "free", "launch", "sync", "page_table", "sparse_layout")
-COMPILE_PAGE_TOKENS = 16
 ACCURACY = (
     ("sparse_cpu", "dense_cpu"),
     ("sparse_gpu", "sparse_cpu"),
     ("sparse_gpu", "dense_cpu"),
     ("dense_gpu", "dense_cpu"),
 )
-
-
-@dataclass
-class _Run:
-    """One path, its samples and its last result."""
-
-    path: object
-    compile_s: float
-    samples: list[StageTimes] = field(default_factory=list)
-    warmup_ms: list[float] = field(default_factory=list)
-    result: DecodeResult | None = None
 
 
 def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "dsd_bench") -> dict:
@@ -58,113 +37,84 @@ def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "ds
         The command line, for the record.
     """
     workload = make_workload(config, capture)
-    runs, missing = _make_runs(config)
-    data = fill_cache(config.model, workload)
+    runs, missing = make_runs(config)
+    data = fill_cache(config.model, workload, lives_on_device(config, capture))
     for name, run in runs.items():
         run.path = make_path(name, data.cache, fused=config.fused)
-    read_gbps = _measure(config, data, runs)
-    roof = Roof(float(np.median(read_gbps)), measure_fp32_gflops())
+    bandwidth = take_samples(config, data, runs)
     record = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
         "config": {**asdict(config), "model": asdict(config.model), "threads": None},
-        "environment": environment(),
+        "environment": environment(any(map(is_gpu, runs))),
         "data": _describe(data),
-        "bandwidth": {"read_gbps": sample_statistics(read_gbps), "fp32_gflops": roof.fp32_gflops},
-        "analytical": _analytical(config, data, roof),
-        "paths": _path_records(config, data, runs, missing, roof),
+        "bandwidth": _bandwidth(bandwidth),
+        "analytical": _analytical(config, data, bandwidth),
+        "paths": _path_records(config, data, runs, missing, bandwidth),
         "accuracy": _accuracy(runs),
         "quality": _quality(data, runs),
     }
+    record["config"]["paths"] = list(path_names(config))
     record["config"]["threads"] = record["environment"]["num_threads"]
     record["verdict"] = decide(record, config.model)
     return record
 
 
-def _make_runs(config: DecodeBenchConfig) -> tuple[dict[str, _Run], dict[str, CudaUnavailable]]:
-    """Compile, or load, the kernels of each path on a tiny batch; return the paths that run."""
-    # kernels are compiled for types, not for sizes: small pages do
-    model = replace(config.model, page_size=min(config.page_size, COMPILE_PAGE_TOKENS))
-    cache = PagedKvCache(model, 2)
-    tokens = np.zeros((model.page_size + 1, model.num_kv_heads, model.head_dim), np.float32)
-    cache.append_tokens(0, tokens, tokens)
-    queries = np.zeros((1, model.num_heads, model.head_dim), np.float32)
-    runs, missing = {}, {}
-    for name in tqdm(config.paths, desc="compiling", leave=False, disable=None):
-        start = perf_counter()
-        try:
-            path = make_path(name, cache, fused=config.fused)
-            path.decode(queries, [0])
-        except CudaUnavailable as error:
-            missing[name] = error
-        else:
-            runs[name] = _Run(path, perf_counter() - start)
-    return runs, missing
-
-
-def _measure(config: DecodeBenchConfig, data: DecodeData, runs: dict[str, _Run]) -> list[float]:
-    """Take the samples, a read of the pool before each one; return the bandwidths of the reads."""
-    pool = data.cache.pool
-    measure_read_gbps(pool.keys, pool.values)  # compiles, and touches every page
-    read_gbps = []
-    rounds = config.warmup + config.iterations
-    with tqdm(total=rounds * len(runs), desc="measuring", leave=False, disable=None) as bar:
-        for i in range(rounds):
-            for run in runs.values():
-                gbps = measure_read_gbps(pool.keys, pool.values)
-                run.result = run.path.decode(data.queries, data.request_ids)
-                if i < config.warmup:
-                    run.warmup_ms.append(run.result.stages.total_ms)
-                else:
-                    run.samples.append(run.result.stages)
-                    read_gbps.append(gbps)
-                bar.update()
-    return read_gbps or [measure_read_gbps(pool.keys, pool.values)]
-
-
 def _describe(data: DecodeData) -> dict:
-    pool, context_tokens = data.cache.pool, data.context_tokens
+    config, pool = data.cache.config, data.cache.pool
+    context_tokens = data.context_tokens
     return {
         "requests": len(context_tokens),
         "context_tokens": int(context_tokens.sum()),
         "min_context_tokens": int(context_tokens.min()),
         "max_context_tokens": int(context_tokens.max()),
         "pages": pool.capacity_pages,
-        "kv_pool_bytes": pool.keys.nbytes + pool.values.nbytes,
-        "summary_bytes": data.cache.summaries.nbytes,
+        "kv_pool_bytes": pool.capacity_pages * config.page_bytes,
+        "summary_bytes": pool.capacity_pages * config.summary_bytes,
     }
 
 
-def _analytical(config: DecodeBenchConfig, data: DecodeData, roof: Roof) -> dict:
+def _bandwidth(bandwidth: Bandwidth) -> dict:
+    """Return what was measured, None where no path of that kind ran."""
+    read, copy = bandwidth.read_gbps, bandwidth.copy_gbps
+    return {
+        "read_gbps": sample_statistics(read) if read else None,
+        "copy_gbps": sample_statistics(copy) if copy else None,
+        "fp32_gflops": measure_fp32_gflops() if read else None,
+    }
+
+
+def _analytical(config: DecodeBenchConfig, data: DecodeData, bandwidth: Bandwidth) -> dict:
+    """Return the byte model, with floors on the processor that was measured: CPU before GPU."""
     traffic = step_traffic(config.model, data.context_tokens)
+    roof = None
+    if bandwidth.read_gbps:
+        roof = Roof(bandwidth.of("dense_cpu"), measure_fp32_gflops())
     rows = {}
     for name, step in traffic.items():
-        bandwidth_floor_us, compute_floor_us = step.floors_us(roof)
-        rows[name] = {
-            "bytes": step.num_bytes,
-            "flops": step.flops,
-            "intensity": step.intensity,
-            "bandwidth_floor_us": bandwidth_floor_us,
-            "compute_floor_us": compute_floor_us,
-        }
+        rows[name] = {"bytes": step.num_bytes, "flops": step.flops, "intensity": step.intensity}
+        floors_us = step.floors_us(roof) if roof else (None, None)
+        rows[name]["bandwidth_floor_us"], rows[name]["compute_floor_us"] = floors_us
+        rows[name]["gpu_bandwidth_floor_us"] = (
+            step.num_bytes / bandwidth.of("dense_gpu") / 1e3 if bandwidth.copy_gbps else None
+        )
     dense_bytes = traffic["dense"].num_bytes
     for name in ("sparse_current", "sparse_target"):
         rows[f"{name}_over_dense_bytes"] = traffic[name].num_bytes / dense_bytes
     return rows
 
 
-def _path_records(config, data: DecodeData, runs, missing, roof: Roof) -> dict:
+def _path_records(config, data: DecodeData, runs, missing, bandwidth: Bandwidth) -> dict:
     records = {}
-    for name in config.paths:
+    for name in path_names(config):
         if name in missing:
             reason = f"{missing[name].reason}; {missing[name].remedy}"
             records[name] = {"available": False, "reason": reason}
             continue
         run = runs[name]
         result = run.result
-        num_bytes = path_bytes(
-            config.model, data.context_tokens, result.selected_pages, config.fused
-        )
+        is_fused = config.fused or is_gpu(name)
+        num_bytes = path_bytes(config.model, data.context_tokens, result.selected_pages, is_fused)
         total_ms = sample_statistics([times.total_ms for times in run.samples])
         gbps = num_bytes / total_ms["median"] / 1e6
         median = lambda pick: float(np.median([pick(t) for t in run.samples]))  # noqa: E731, B023
@@ -178,15 +128,16 @@ def _path_records(config, data: DecodeData, runs, missing, roof: Roof) -> dict:
             "overheads_ms": {
                 o: median(lambda t, o=o: t.overheads_ms.get(o, 0.0)) for o in OVERHEADS
             },
+            "kernel_ms": median(lambda t: t.kernel_ms) if is_gpu(name) else None,
             "bytes_read": num_bytes,
-            "floor_ms": num_bytes / roof.read_gbps / 1e6,
+            "floor_ms": num_bytes / bandwidth.of(name) / 1e6,
             "achieved_gbps": gbps,
-            "bandwidth_fraction": gbps / roof.read_gbps,
+            "bandwidth_fraction": gbps / bandwidth.of(name),
         }
     return records
 
 
-def _accuracy(runs: dict[str, _Run]) -> dict:
+def _accuracy(runs: dict[str, Run]) -> dict:
     """Return the largest difference of a request's outputs, averaged over requests, or None."""
     differences = {}
     for name, other in ACCURACY:
@@ -198,11 +149,13 @@ def _accuracy(runs: dict[str, _Run]) -> dict:
     return differences
 
 
-def _quality(data: DecodeData, runs: dict[str, _Run]) -> dict | None:
-    """Return the quality of the selection, when a dense and a sparse path ran."""
-    if "sparse_cpu" not in runs or "dense_cpu" not in runs:
+def _quality(data: DecodeData, runs: dict[str, Run]) -> dict | None:
+    """Return the quality of the selection, when a dense and a sparse path of one backend ran."""
+    pairs = ((f"sparse_{backend}", f"dense_{backend}") for backend in ("cpu", "gpu"))
+    pair = next((pair for pair in pairs if all(name in runs for name in pair)), None)
+    if pair is None or not data.cache.pool.has_storage:
         return None
-    sparse, dense = runs["sparse_cpu"].result, runs["dense_cpu"].result
+    sparse, dense = (runs[name].result for name in pair)
     # without knowing which heads look for a needle, its recall would say little
     needle_heads = getattr(data.workload, "needle_heads", None)
     needle_pages = data.workload.needle_pages if needle_heads is not None else None

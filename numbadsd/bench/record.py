@@ -14,13 +14,15 @@ import numba
 import psutil
 
 import numbadsd
+from numbadsd.kernels.cuda.runtime import get_driver
 
 SCHEMA_VERSION = 1
 
 
-def environment() -> dict:
+def environment(uses_gpu: bool = False) -> dict:
     """Return the machine, the versions and the commit that a result was measured with."""
     commit, dirty = _source_commit()
+    device = get_driver() if uses_gpu else None
     return {
         "numbadsd": numbadsd.__version__,
         "cpu": _cpu_name(),
@@ -28,8 +30,8 @@ def environment() -> dict:
         "memory_bytes": psutil.virtual_memory().total,
         "num_threads": numba.get_num_threads(),
         "threading_layer": _threading_layer(),
-        "gpu": None,
-        "driver": None,
+        "gpu": device.name if device else None,
+        "driver": device.version if device else None,
         "os": platform.platform(),
         "python": platform.python_version(),
         "numba": _version("numba"),

@@ -26,9 +26,12 @@ _GUIDE = """\
 Analytical Ceiling  what the formulas allow at the bandwidth and FP32 rate measured in this run:
                     sparse_target reads summaries and selected pages in place (--fused);
                     sparse_current reads every key and copies what it selects.
+GPUKernel           time in which the GPU ran kernels, by its own events; what the host adds is in
+                    Launch. Stages and overheads are medians of parts that do not overlap.
 Bandwidth           a path is near its limit when Fraction is near 1; a pool that fits in the
                     processor's caches is compared with the bandwidth of these caches.
-Speedup             dense_cpu over this path, medians. Trust it as far as dense's Fraction is high.
+Speedup             dense_cpu over this path, medians; beside it, the dense path of the same
+                    processor over this path. Trust it as far as that dense's Fraction is high.
 Quality             means over (request, head). Uniform data has no pages worth finding: use
                     --data structured or --kv-file before believing any of it."""
 
@@ -75,6 +78,7 @@ def _configuration(record: dict) -> str:
         ("data", f"{source}, seed {config['seed']}"),
         ("samples", f"{config['iterations']} after {config['warmup']} warm-up"),
         ("machine", f"{env['cpu']}, {env['num_threads']} threads ({env['threading_layer']})"),
+        ("GPU", f"{env['gpu'] or 'none used'}"),
     )  # fmt: skip
     return tabulate(rows, tablefmt="plain")
 
@@ -89,11 +93,12 @@ def _analytical(record: dict) -> str:
             row["intensity"],
             row["bandwidth_floor_us"],
             row["compute_floor_us"],
+            row["gpu_bandwidth_floor_us"],
         )
         for name, row in analytical.items()
         if isinstance(row, dict)
     ]
-    headers = ["", "Bytes(MB)", "FLOPs(M)", "AI", "BwFloor(us)", "CmpFloor(us)"]
+    headers = ["", "Bytes(MB)", "FLOPs(M)", "AI", "BwFloor(us)", "CmpFloor(us)", "GPUBwFloor(us)"]
     ratios = [f"{k} {v:.4f}" for k, v in analytical.items() if not isinstance(v, dict)]
     return "\n".join([_table(rows, headers), *ratios])
 
@@ -112,33 +117,50 @@ def _bandwidth(record: dict) -> str:
         for name, path in _available(record)
     ]
     headers = ["", "Bytes(MB)", "Floor(ms)", "Total(ms)", "GB/s", "Fraction"]
-    gbps = measured["read_gbps"]
-    limit = (
-        f"measured here: reads {gbps['median']:.1f} GB/s (median of {len(gbps['samples'])} sweeps "
-        f"of the K/V pool, between samples), {measured['fp32_gflops']:.0f} GFLOP/s fp32"
-    )
-    return "\n".join([limit, _table(rows, headers)])
+    return "\n".join([*_limits(measured), _table(rows, headers)])
+
+
+def _limits(measured: dict):
+    """Yield a line for the memory of each kind of processor that ran."""
+    read, copy = measured["read_gbps"], measured["copy_gbps"]
+    if read:
+        yield (
+            f"measured here: reads {read['median']:.1f} GB/s (median of {len(read['samples'])} "
+            f"sweeps of the K/V pool, between samples), {measured['fp32_gflops']:.0f} GFLOP/s fp32"
+        )
+    if copy:
+        yield (
+            f"measured here: GPU copies {copy['median']:.1f} GB/s, read and written (median of "
+            f"{len(copy['samples'])}, between samples)"
+        )
 
 
 def _end_to_end(record: dict) -> str:
     paths = record["paths"]
-    dense = paths.get("dense_cpu", {"available": False})
     rows = []
     for name, path in paths.items():
         if not path["available"]:
-            rows.append((name, None, None, None, None, f"unavailable: {path['reason']}"))
+            rows.append((name, *[None] * 5, f"unavailable: {path['reason']}"))
             continue
         total = path["total_ms"]
-        speedup = dense["total_ms"]["median"] / total["median"] if dense["available"] else None
+        own_dense = f"dense_{name.rpartition('_')[2]}"
+        speedups = [_speedup(paths, dense, total) for dense in ("dense_cpu", own_dense)]
         note = f"compile or load {path['compile_s']:.2f} s"
-        rows.append((name, total["median"], total["p95"], total["min"], speedup, note))
-    headers = ["", "Total(ms)", "p95", "min", "Speedup", "note"]
+        rows.append((name, total["median"], total["p95"], total["min"], *speedups, note))
+    headers = ["", "Total(ms)", "p95", "min", "Speedup", "vs own dense", "note"]
     return _table(rows, headers)
+
+
+def _speedup(paths: dict, dense: str, total_ms: dict) -> float | None:
+    """Return how much faster a path is than a dense one, when that one ran."""
+    if not paths.get(dense, {"available": False})["available"]:
+        return None
+    return paths[dense]["total_ms"]["median"] / total_ms["median"]
 
 
 def _stages(record: dict) -> str:
     rows = [
-        (name, *(path["stages_ms"][stage] for stage in STAGES), None)
+        (name, *(path["stages_ms"][stage] for stage in STAGES), path["kernel_ms"])
         for name, path in _available(record)
     ]
     headers = ["ms", "Score", "TopK", "Gather", "Attend", "GPUKernel"]
@@ -149,8 +171,11 @@ def _overheads(record: dict) -> str:
     rows = []
     for name, path in _available(record):
         times = path["overheads_ms"]
-        rows.append((name, *(times[key] for key in _OVERHEADS.values()), sum(times.values())))
-    return _table(rows, ["ms", *_OVERHEADS, "TotalOH"])
+        overheads = sum(times.values())
+        explained = (overheads + sum(path["stages_ms"].values())) / path["total_ms"]["median"]
+        columns = (times[key] for key in _OVERHEADS.values())
+        rows.append((name, *columns, overheads, f"{explained:.0%}"))
+    return _table(rows, ["ms", *_OVERHEADS, "TotalOH", "Stages + OH of Total"])
 
 
 def _accuracy(record: dict) -> str:
@@ -163,7 +188,7 @@ def _accuracy(record: dict) -> str:
 
 def _quality(record: dict) -> str:
     if record["quality"] is None:
-        return "not measured: it takes dense_cpu and sparse_cpu"
+        return "not measured: it takes a dense and a sparse path, and K and V in host memory"
     rows = [
         (name, "not defined" if value != value else f"{value:.4f}", _QUALITY[name])
         for name, value in record["quality"].items()
