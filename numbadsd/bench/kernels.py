@@ -98,8 +98,8 @@ def _kernels_of(configs: Sequence[ModelConfig]) -> list:
 
     kernels = {}
     for config in configs:
-        want = f"at most {MAX_TILE_HEADS}"
-        check(config.group_size <= MAX_TILE_HEADS, "heads of a kv head", config.group_size, want)
+        want = f"at most {MAX_TILE_HEADS} on each of {config.num_kv_heads} kv heads"
+        check(config.group_size <= MAX_TILE_HEADS, "num_heads", config.num_heads, want)
         shape = Shape(**{name: getattr(config, name) for name in SHAPE_FIELDS})
         kernels |= {kernel.name: kernel for kernel in kernels_of(shape)}
     return list(kernels.values())

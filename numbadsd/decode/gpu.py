@@ -34,7 +34,7 @@ class _GpuPath:
     use_graph : bool
         False launches every kernel by itself, with the same bits.
     debug : bool
-        Check page ids on the device in every step.
+        Check the page ids on the device in every step, before a kernel reads a page by them.
     """
 
     is_sparse: bool
@@ -52,8 +52,8 @@ class _GpuPath:
         check(output_mode in OUTPUT_MODES, "output_mode", output_mode, " | ".join(OUTPUT_MODES))
         self.cache, self.config = cache, cache.config
         self._check_config()
-        self.use_graph = use_graph
-        self._options = StepOptions(output_mode, timing, debug)
+        self.use_graph, self.debug = use_graph, debug
+        self._options = StepOptions(output_mode, timing)
         self.pool = device_pool_of(cache)
         self._steps: dict[StepShape, GpuStep] = {}
 
@@ -93,6 +93,9 @@ class _GpuPath:
         step = self._step(StepShape.holding(len(queries), max_pages, self.is_sparse))
         step.write_inputs(queries, rows)
         clock.lap("h2d")
+        if self.debug:
+            self._check_page_ids(step)
+            clock.lap("page_table")
         if self.use_graph and not step.is_recorded:
             step.record()
         clock.lap("malloc")
@@ -113,10 +116,12 @@ class _GpuPath:
             del self._steps[next(iter(self._steps))]
         return step
 
-    def _result(self, step: GpuStep, clock: StageClock, kernel_ms: float) -> DecodeResult:
+    def _check_page_ids(self, step: GpuStep) -> None:
         faults = step.num_faults()
         if faults:
             raise IntegrityError(f"the page table points outside the pool {faults} times")
+
+    def _result(self, step: GpuStep, clock: StageClock, kernel_ms: float) -> DecodeResult:
         mode = self._options.output_mode
         outputs = lse = selected = scores = None
         if mode != "none":
@@ -127,12 +132,15 @@ class _GpuPath:
         return DecodeResult(outputs, lse, selected, clock.times(kernel_ms), scores)
 
     def _empty_result(self, clock: StageClock) -> DecodeResult:
-        config = self.config
-        outputs = np.empty((0, config.num_heads, config.head_dim), np.float32)
-        selected = np.empty((0, config.num_units, config.top_k_pages), np.int32)
-        return DecodeResult(
-            outputs, outputs[:, :, 0], selected if self.is_sparse else None, clock.times()
-        )
+        config, mode = self.config, self._options.output_mode
+        outputs = lse = selected = scores = None
+        if mode != "none":
+            outputs = np.empty((0, config.num_heads, config.head_dim), np.float32)
+            lse = np.empty((0, config.num_heads), np.float32)
+        if mode == "debug" and self.is_sparse:
+            selected = np.empty((0, config.num_units, config.top_k_pages), np.int32)
+            scores = np.empty((0, config.num_units, 0), np.float32)
+        return DecodeResult(outputs, lse, selected, clock.times(), scores)
 
 
 class DenseGpuPath(_GpuPath):

@@ -31,13 +31,10 @@ class StepOptions:
         Nothing, outputs and lse, or these with scores and selected pages.
     timing : bool
         Record events between the stages.
-    debug : bool
-        Look on the device for page ids outside the pool.
     """
 
     output_mode: str = "outputs"
     timing: bool = True
-    debug: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,17 +124,7 @@ class GpuStep:
         self._mark("start")
         stream.upload(self._inputs.device, self._inputs.host)
         self._mark("h2d")
-        tables = self.pool.tables
-        pack_tables(
-            self._inputs.on_device("rows"), tables.row_pages, tables.row_tokens,
-            self.pool.config.page_size, *self._table, self._page_counts, stream=stream,
-        )  # fmt: skip
-        if self.options.debug:
-            faults = self._faults
-            num_pages = self.pool.cache.pool.capacity_pages
-            device_faults = faults.on_device("faults")
-            count_outside(*self._table[:2], num_pages, device_faults, stream=stream)
-            stream.download(faults.on_host("faults"), device_faults)
+        self._pack()
         self._mark("page_table")
         if self.shape.is_sparse:
             self._select()
@@ -145,6 +132,13 @@ class GpuStep:
         self._mark("attend")
         self._download()
         self._mark("d2h")
+
+    def _pack(self) -> None:
+        tables = self.pool.tables
+        pack_tables(
+            self._inputs.on_device("rows"), tables.row_pages, tables.row_tokens,
+            self.pool.config.page_size, *self._table, self._page_counts, stream=self.pool.stream,
+        )  # fmt: skip
 
     def _mark(self, stage: str) -> None:
         """Note that a stage has ended here."""
@@ -193,6 +187,18 @@ class GpuStep:
         self._inputs.on_host("queries")[:] = queries
         self._inputs.on_host("rows")[:] = rows
 
+    def num_faults(self) -> int:
+        """Return how many page ids of the batch are outside the pool, before a page is read."""
+        stream, faults = self.pool.stream, self._faults.on_device("faults")
+        stream.upload(self._inputs.device, self._inputs.host)
+        self._pack()
+        count_outside(
+            *self._table[:2], self.pool.cache.pool.capacity_pages, faults, stream=stream
+        )
+        stream.download(self._faults.on_host("faults"), faults)
+        stream.synchronize()
+        return int(self._faults.on_host("faults")[0])
+
     @property
     def is_recorded(self) -> bool:
         """Whether the step is a graph that `start` can replay."""
@@ -224,10 +230,6 @@ class GpuStep:
         if mode != "none":
             whole = mode == "debug"
             self.pool.stats.count_d2h(self._outputs.host.size if whole else self._end_of("lse"))
-
-    def num_faults(self) -> int:
-        """Return the page ids outside the pool that the last step found, with ``debug``."""
-        return int(self._faults.on_host("faults")[0]) if self.options.debug else 0
 
     def output(self, name: str) -> np.ndarray:
         """Return a copy of an output of the last step: outputs, lse, selected or scores."""

@@ -98,15 +98,13 @@ class DevicePagePool:
 
     def upload_prompt(self, request_id: int, keys: np.ndarray, values: np.ndarray) -> None:
         """Append tokens, [tokens, G, D] each, without a copy in host pages."""
-        keys = as_storable("keys", keys, (None, *self._token_shape))
-        values = as_storable("values", values, keys.shape)
+        keys, values = self._storable(keys, values)
         for first, count, runs in self._grow(request_id, len(keys)):
             self._append(keys[first : first + count], values[first : first + count], runs)
 
     def append_step(self, request_ids, keys: np.ndarray, values: np.ndarray) -> None:
         """Append one token to each of several requests, [B, G, D] each, in one copy."""
-        shape = (len(request_ids), *self._token_shape)
-        keys, values = as_storable("keys", keys, shape), as_storable("values", values, shape)
+        keys, values = self._storable(keys, values, len(request_ids))
         self._append(keys, values, self._grow_step(request_ids))
 
     def prefill_synthetic(self, request_id: int, num_tokens: int, seed: int) -> None:
@@ -155,6 +153,12 @@ class DevicePagePool:
             pages, tokens = self.cache.request_pages(request_id), self._tokens_of(request_id)
             counts[pages] = np.minimum(size, tokens - np.arange(pages.size) * size)
         return counts
+
+    def _storable(self, keys, values, tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        keys = as_storable("keys", keys, (tokens, *self._token_shape))
+        values = as_storable("values", values, keys.shape)
+        check(values.dtype == keys.dtype, "values", str(values.dtype), f"dtype {keys.dtype}")
+        return keys, values
 
     def _check_on_device_only(self) -> None:
         if self.cache.pool.has_storage:

@@ -92,12 +92,13 @@ class DeviceTables:
             num_pages *= 2
         if (num_rows, num_pages) != (self._num_rows, self._num_pages):
             self._stream.synchronize()  # the old memory may still be read
-            self._free = [*range(num_rows - 1, self._num_rows - 1, -1), *self._free]
+            free = [*range(num_rows - 1, self._num_rows - 1, -1), *self._free]
             self._allocate(num_rows, num_pages)
+            self._free = free
 
     def _send(self, requests: dict[int, int]) -> None:
         """Send new page ids and token counts of rows {row: request}."""
-        places, numbers = [], []
+        places, numbers, known = [], [], []
         for row, request_id in requests.items():
             first = int(self._known_pages[row])
             page_ids = self._cache.request_pages(request_id)
@@ -106,11 +107,13 @@ class DeviceTables:
             places.append(row * self._num_pages + np.arange(first, page_ids.size))
             places.append(np.array([self._num_rows * self._num_pages + row]))
             numbers += [page_ids[first:], np.array([tokens])]
-            self._known_pages[row], self._known_tokens[row] = page_ids.size, tokens
+            known.append((row, page_ids.size, tokens))
         sent = self._staging.send(
             np.concatenate(places).astype(np.int64), np.concatenate(numbers).astype(np.int32)
         )
         scatter_numbers(self._memory, *sent, stream=self._stream)
+        for row, num_pages, tokens in known:  # a fault above leaves them to be sent again
+            self._known_pages[row], self._known_tokens[row] = num_pages, tokens
 
     def _check(self, request_id: int, page_ids: np.ndarray) -> None:
         capacity = self._cache.pool.capacity_pages

@@ -31,7 +31,15 @@ def _check(answer, asked: str = ""):
 
 def _free_after(owner, free, handle) -> None:
     """Call free(handle) when `owner` is gone; what lives at exit is left to the process's end."""
-    weakref.finalize(owner, free, handle).atexit = False
+    _, context = cu.cuCtxGetCurrent()
+    weakref.finalize(owner, _free, context, free, handle).atexit = False
+
+
+def _free(context, free, handle) -> None:
+    """Free in the context of the handle: the garbage collector may run on any thread."""
+    cu.cuCtxPushCurrent(context)
+    free(handle)
+    cu.cuCtxPopCurrent()
 
 
 class Event:

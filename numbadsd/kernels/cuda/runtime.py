@@ -44,7 +44,10 @@ def _why_no_device() -> tuple[str, str] | None:
     if version < major * 1000:
         got = f"{version // 1000}.{version % 1000 // 10}"
         reason = f"the driver supports CUDA {got}, the installed packages are for CUDA {major}"
-        return reason, f"install a driver for CUDA {major}.0 or newer, or older CUDA packages"
+        remedy = f"install a driver for CUDA {major}.0 or newer"
+        if version >= 12000:
+            remedy += ", or packages for this one: pip install 'numbadsd[cuda12]'"
+        return reason, remedy
     _, count = cu.cuDeviceGetCount()
     if not count:
         return "the CUDA driver sees no device", no_driver

@@ -63,7 +63,6 @@ class Block:
         self.function, self.arguments = function, arguments
         self.index, self.grid, self.size = Index(index), Index(grid), Index(num_threads)
         self.shared, self.waiting, self.votes = {}, [], []
-        self.live = num_threads
         self.ready = deque()
         self.current = None
         self.threads = []
@@ -95,8 +94,6 @@ class Block:
             place = f"block {self.index.x}, thread {thread.index.x}"
             raise SimulatedFault(f"{type(error).__name__}: {error} ({place})") from error
         thread.done = True
-        self.live -= 1
-        self._release_barrier()
 
     def _park(self, place: str) -> None:
         thread = self.current
@@ -105,21 +102,16 @@ class Block:
         thread.waits_at = None
 
     def barrier(self, vote=None) -> list:
-        """Wait for every live thread of the block; return what they brought."""
+        """Wait for every thread of the block; return what they brought."""
         votes = self.votes
         votes.append(vote)
-        self.waiting.append(self.current)
-        if not self._release_barrier(keep=self.current):
+        if len(votes) == self.size.x:
+            self.ready.extend(self.waiting)
+            self.waiting, self.votes = [], []
+        else:
+            self.waiting.append(self.current)
             self._park("syncthreads")
         return votes
-
-    def _release_barrier(self, keep: Thread | None = None) -> bool:
-        """Wake the barrier's threads when all live ones are there; `keep` runs on."""
-        if not self.waiting or len(self.waiting) < self.live:
-            return False
-        self.ready.extend(thread for thread in self.waiting if thread is not keep)
-        self.waiting, self.votes = [], []
-        return True
 
     def gather(self, operation: str, value) -> dict:
         """Wait for all lanes of the warp; return every lane's value by lane."""

@@ -1,6 +1,7 @@
 """The words that CUDA kernels are written in, on the CPU: twins of `ptx.py` for the simulator."""
 
 import sys
+from math import copysign, frexp, inf, nextafter
 
 import numpy as np
 
@@ -75,7 +76,17 @@ def _f32(operation):
     return lambda *numbers: np.float32(operation(*(np.float32(n) for n in numbers)))
 
 
-fma = _f32(lambda a, b, c: np.float64(a) * np.float64(b) + np.float64(c))
+def fma(a, b, c):
+    """Return a * b + c, rounded once: the product is exact in float64, the sum is rounded to odd."""
+    product, c = float(a) * float(b), float(c)
+    total = product + c
+    added = total - product
+    rest = (product - (total - added)) + (c - added)  # what the rounded sum lacks; NaN at infinity
+    if (rest > 0 or rest < 0) and int(frexp(total)[0] * 2**53) % 2 == 0:
+        total = nextafter(total, copysign(inf, rest))
+    return np.float32(total)
+
+
 add_rn, mul_rn, div_rn = _f32(np.add), _f32(np.multiply), _f32(np.divide)
 sqrt_rn, lg2, fmax = _f32(np.sqrt), _f32(np.log2), _f32(np.fmax)
 
@@ -111,11 +122,14 @@ def bf16_high(word):
 
 
 def to_f16(x):
+    """Return float16 bits, rounded to nearest even; NaN is the one the device makes."""
+    if x != x:
+        return np.uint32(0x7FFF)
     return np.uint32(np.float16(np.float32(x)).view(np.uint16))
 
 
 def to_bf16(x):
-    """Return bfloat16 bits, rounded to nearest even; NaN is the one the device makes."""
+    """Return bfloat16 bits, as `to_f16`."""
     if x != x:
         return np.uint32(0x7FFF)
     bits = int(f32_to_bits(x))

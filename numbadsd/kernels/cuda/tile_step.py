@@ -27,8 +27,9 @@ _ZERO = float32(0)
 
 def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
     """Return ``tile_step``; `is_last` allows that the split ends within these tokens."""
-    scores_of = _make_scores(row, page_size, warp_heads, is_shared, is_last)
-    add_values = _make_add_values(row, page_size, warp_heads, is_shared, is_last)
+    multiply_keys = _make_multiply_keys(row, page_size, warp_heads, is_shared, is_last)
+    start_values, add_values = _make_values(row, page_size, warp_heads, is_shared, is_last)
+    quad_sums, held = QUAD_SUMS[warp_heads], _value_words(row, warp_heads)
 
     @device
     def tile_step(
@@ -40,7 +41,14 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
         A lane keeps them for head lane % warp_heads; the denominator is a part of the lane's own.
         """
         group, t = lane // 4, lane % 4
-        low, high = scores_of(keys, tile_rows, query, first_query, token, left, group, t)
+        products = cuda.local.array(warp_heads, float32), cuda.local.array(warp_heads, float32)
+        multiply_keys(keys, tile_rows, query, first_query, products, token, left, group, t)
+        words = cuda.local.array(held, uint32)
+        start_values(words, values, tile_rows, token, left, lane)  # they travel during the softmax
+        low, high = quad_sums(products[0], t), quad_sums(products[1], t)
+        if is_last:
+            low = low if token + group < left else _NEG_INF
+            high = high if token + group + QUAD_ROWS < left else _NEG_INF
         largest = fmax(low, high)
         largest = fmax(largest, shfl_xor(largest, uint32(4)))
         largest = fmax(largest, shfl_xor(largest, uint32(8)))
@@ -58,7 +66,7 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
             factor = corrections[first_state + h]
             for e in range(acc.shape[1]):
                 acc[h, e] = acc[h, e] * factor
-        add_values(values, tile_rows, weights, first_weight, acc, token, left, lane)
+        add_values(words, values, tile_rows, weights, first_weight, acc, token, left, lane)
         cuda.syncwarp()
         return largest, fma(denominator, correction, low + high)
 
@@ -84,9 +92,9 @@ def _make_row_base(row: Row, page_size: int):
     return one_page if page_size % TOKENS == 0 else any_page
 
 
-def _make_scores(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
-    """Return ``scores_of``: scores of tokens g and g + 8 for head t % warp_heads."""
-    row_base, quad_sums = _make_row_base(row, page_size), QUAD_SUMS[warp_heads]
+def _make_multiply_keys(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
+    """Return ``multiply_keys``: a lane's parts of the products of tokens g and g + 8, each head."""
+    row_base = _make_row_base(row, page_size)
     load_vector = make_load_vector(row, row.chunks * CHUNK_WORDS, is_shared)
     dot_vector, unpack = make_dot_vector(row), UNPACK[row.kv_dtype]
     vector, head_dim = row.vector, row.head_dim
@@ -114,14 +122,13 @@ def _make_scores(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_
     load_batch, multiply_batch = unroll(load, batch), unroll(multiply, batch)
 
     @device
-    def scores_of(keys, tile_rows, query, first_query, token, left, group, t):
+    def multiply_keys(keys, tile_rows, query, first_query, products, token, left, group, t):
         low_row, high_row = group, group + QUAD_ROWS
         if is_last:  # rows beyond the end read the last one, and count for nothing
             low_row, high_row = min(low_row, left - 1 - token), min(high_row, left - 1 - token)
         low_base = row_base(tile_rows, token, low_row)
         high_base = row_base(tile_rows, token, high_row)
-        low = cuda.local.array(warp_heads, float32)
-        high = cuda.local.array(warp_heads, float32)
+        low, high = products
         words = cuda.local.array(held, uint32)
         for h in range(warp_heads):
             low[h], high[h] = _ZERO, _ZERO
@@ -129,24 +136,33 @@ def _make_scores(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_
             chunk = b * batch
             load_batch(words, keys, low_base, high_base, chunk * CHUNK_WORDS + t * 4)
             multiply_batch(words, query, first_query, (chunk * 4 + t) * vector, low, high)
-        x, y = quad_sums(low, t), quad_sums(high, t)
-        if is_last:
-            x = x if token + group < left else _NEG_INF
-            y = y if token + group + QUAD_ROWS < left else _NEG_INF
-        return x, y
 
-    return scores_of
+    return multiply_keys
 
 
-def _make_add_values(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
-    """Return ``add_values``: acc[h, :] += weight of each token times its V row."""
+def _value_batch(row: Row, warp_heads: int) -> int:
+    """Return the V rows that a lane starts to read at once: fewer where its sums take registers."""
+    steps = TOKENS // (32 // row.lanes)
+    loads = LOADS if warp_heads < 4 else LOADS // 2
+    return _largest_divisor(steps, loads // row.vectors_per_lane)
+
+
+def _value_words(row: Row, warp_heads: int) -> tuple[int, int]:
+    """Return the shape of the words that such a batch brings."""
+    return _value_batch(row, warp_heads) * row.vectors_per_lane, 4
+
+
+def _make_values(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
+    """Return ``start_values`` (read the first batch) and ``add_values``.
+
+    They do acc[h, :] += weight of each token times its V row.
+    """
     row_base = _make_row_base(row, page_size)
     load_vector = make_load_vector(row, row.column_words, is_shared)
     unpack, vector, lanes = UNPACK[row.kv_dtype], row.vector, row.lanes
     rows_at_once, per_lane = 32 // lanes, row.vectors_per_lane
-    steps = TOKENS // rows_at_once
-    batch = _largest_divisor(steps, LOADS // per_lane)
-    batches, held = steps // batch, (batch * per_lane, 4)
+    batch = _value_batch(row, warp_heads)
+    batches = TOKENS // rows_at_once // batch
 
     @device
     def load(i, words, values, tile_rows, token, left, first, column):
@@ -175,15 +191,18 @@ def _make_add_values(row: Row, page_size: int, warp_heads: int, is_shared: bool,
     load_batch, add_batch = unroll(load, batch), unroll(add, batch)
 
     @device
-    def add_values(values, tile_rows, weights, first_weight, acc, token, left, lane):
-        words = cuda.local.array(held, uint32)
-        column = lane % lanes * 4
-        for b in range(batches):
+    def start_values(words, values, tile_rows, token, left, lane):
+        load_batch(words, values, tile_rows, token, left, lane // lanes, lane % lanes * 4)
+
+    @device
+    def add_values(words, values, tile_rows, weights, first_weight, acc, token, left, lane):
+        add_batch(words, weights, first_weight, lane // lanes, acc)
+        for b in range(1, batches):
             first = b * (batch * rows_at_once) + lane // lanes
-            load_batch(words, values, tile_rows, token, left, first, column)
+            load_batch(words, values, tile_rows, token, left, first, lane % lanes * 4)
             add_batch(words, weights, first_weight, first, acc)
 
-    return add_values
+    return start_values, add_values
 
 
 def _largest_divisor(number: int, limit: int) -> int:

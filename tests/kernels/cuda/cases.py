@@ -1,0 +1,212 @@
+"""The checks that the simulator and a real device have in common; shapes are the tests' choice.
+
+A case is the one of the CPU tests with its kernel exchanged, so that pools, oracle and tolerance
+are the same. Every launch gets outputs and workspaces of known bytes: each number of an output has
+to be written and nothing around them may be.
+"""
+
+import numpy as np
+
+from numbadsd.kernels import shared
+from numbadsd.kernels.cpu import append as cpu_append
+from numbadsd.kernels.cuda.append import append_runs, summarise_pages
+from numbadsd.kernels.cuda.attend import attend_pages, workspace_sizes
+from numbadsd.kernels.cuda.score import factors_size, score_pages
+from numbadsd.kernels.cuda.topk import select_pages
+from numbadsd.kernels.score_shape import score_shape
+from tests import oracle
+from tests.device import assert_same_bits, bits, down, intact, output, stream, up, written
+from tests.kernels.cpu import test_append, test_attend, test_score
+
+NAN_BYTE = 0xFF  # of workspaces: what is read before it is written makes results NaN
+
+
+def csr(lists):
+    """Return indptr and ids of lists of page ids, int32."""
+    indptr = np.cumsum([0, *map(len, lists)]).astype(np.int32)
+    return indptr, np.concatenate([*lists, []]).astype(np.int32)
+
+
+class AttendCase(test_attend.Case):
+    """Attention over a pool whose unused slots and unused pages are NaN."""
+
+    def run(self, requests=None, selected=None, **options):
+        """Attend to all pages, or to selected[request][unit] lists of min(pages, k) positions."""
+        return next(self.runs(requests, selected, **options))
+
+    def runs(self, requests=None, selected=None, *, k=None, spare_pages=0):
+        """Yield outputs and lse, again and again, of the same arrays on the device.
+
+        `spare_pages` are how many the launch allows for beyond the longest request's.
+        """
+        requests = list(range(len(self.tokens)) if requests is None else requests)
+        lists = [self.pages[b] for b in requests]
+        tail = [(self.tokens[b] - 1) % self.page_size + 1 if len(self.pages[b]) else 0
+                for b in requests]  # fmt: skip
+        if selected is not None:
+            selected = up(padded([selected[b] for b in requests], k))
+        queries = up(self.queries[requests])
+        batch, heads, head_dim = queries.shape
+        arrays = (up(self.pool_keys), up(self.pool_values), *map(up, csr(lists)),
+                  up(np.array(tail, np.int32)))  # fmt: skip
+        max_pages = max(map(len, lists), default=0) + spare_pages
+        list_pages = max_pages if selected is None else min(max_pages, selected.shape[2])
+        sizes = workspace_sizes(
+            batch, heads, head_dim, shared.most_splits(list_pages, self.page_size)
+        )
+        while True:
+            outputs, lse = output(queries.shape, np.float32), output((batch, heads), np.float32)
+            workspace = tuple(output(size, np.float32, NAN_BYTE) for size in sizes)
+            attend_pages(
+                queries, *arrays, self.kv_heads, self.sm_scale, outputs, lse, stream=stream(),
+                workspace=workspace, max_pages=max_pages, selected=selected,
+            )  # fmt: skip
+            assert all(map(intact, workspace)), "written beyond a workspace"
+            yield written(outputs), written(lse)
+
+    def first_pages(self, units, k):
+        """Return lists of every unit's first min(pages, k) pages."""
+        return [[list(range(min(k, len(pages))))] * units for pages in self.pages]
+
+    def random_pages(self, units, k, seed=0):
+        """Return lists of min(pages, k) ascending pages for every unit."""
+        rng = np.random.default_rng(seed)
+
+        def one(pages):
+            return np.sort(rng.permutation(pages)[:k]).tolist()
+
+        return [[one(len(pages)) for _ in range(units)] for pages in self.pages]
+
+
+def padded(lists, k=None):
+    """Return lists[request][unit] as [B, S, K] int32 with -1 at the tails."""
+    k = max(len(one) for units in lists for one in units) if k is None else k
+    array = np.full((len(lists), len(lists[0]), k), -1, np.int32)
+    for b, units in enumerate(lists):
+        for unit, one in enumerate(units):
+            array[b, unit, : len(one)] = one
+    return array
+
+
+class ScoreCase(test_score.Case):
+    """Scores of a ragged batch of scattered pages."""
+
+    def run(self, share, rows=None, **options):
+        """Return the scores [B, S, Pmax], or those of a few requests alone."""
+        return next(self.runs(share, rows, **options))
+
+    def runs(self, share, rows=None, *, spare_pages=0):
+        """Yield scores, again and again, of the same arrays on the device."""
+        rows = list(range(len(self.pages)) if rows is None else rows)
+        indptr, page_ids = csr([self.page_ids[self.indptr[b] : self.indptr[b + 1]] for b in rows])
+        queries, summaries = up(self.queries[rows]), up(self.summaries)
+        shape = score_shape(self.kind, share, self.summaries.shape, self.queries.shape[1])
+        stride = int(np.diff(indptr).max(initial=0)) + spare_pages
+        table, size = (up(indptr), up(page_ids)), factors_size(len(rows), shape, queries.shape[2])
+        while True:
+            scores = output((len(rows), shape.num_units, stride), np.float32)
+            workspace = output(size, np.float32, NAN_BYTE)
+            score_pages(
+                queries, summaries, *table, self.kind, share, self.sm_scale, scores,
+                stream=stream(), workspace=workspace,
+            )  # fmt: skip
+            assert intact(workspace), "written beyond a workspace"
+            yield written(scores)
+
+
+def check_same_alone(case, subsets, run):
+    """Fail unless `run(case, requests)` gives each request its bits of the whole batch.
+
+    `run` returns arrays whose first axis is the request; what a longer request adds is ignored.
+    """
+    together = run(case, None)
+    for requests in subsets:
+        for row, request in enumerate(requests):
+            for some, whole in zip(run(case, requests), together, strict=True):
+                one = some[row]
+                assert_same_bits(one, whole[request][tuple(map(slice, one.shape))])
+
+
+def check_repeats(results, times):
+    """Fail unless a launch gives the same bits every time."""
+    first = next(results)
+    for _ in range(times - 1):
+        assert_same_bits(next(results), first)
+
+
+def select(scores, k, page_counts=None, sink=0, recent=0):
+    """Return the selection [B, S, k] of scores [B, S, P]."""
+    counts = [scores.shape[2]] * len(scores) if page_counts is None else page_counts
+    selected = output((*scores.shape[:2], k), np.int32)
+    select_pages(
+        up(scores), up(np.array(counts, np.int32)), sink, recent, selected, stream=stream()
+    )
+    return written(selected)
+
+
+def check_selection(scores, k, page_counts=None, sink=0, recent=0):
+    """Fail unless the selection is the one of a sort."""
+    scores = np.asarray(scores, np.float32)
+    selected = select(scores, k, page_counts, sink, recent)
+    counts = [scores.shape[2]] * len(scores) if page_counts is None else page_counts
+    for request, pages in enumerate(counts):
+        for unit in range(scores.shape[1]):
+            want = oracle.select(scores[request, unit, :pages], k, sink, recent)
+            np.testing.assert_array_equal(
+                selected[request, unit], want, err_msg=f"request {request}, unit {unit}"
+            )
+
+
+class Pool:
+    """A pool twice: on the device, and on the host in the hands of the CPU kernels."""
+
+    def __init__(self, dtype, kind, *, summary_dtype=None, **shape):
+        self.kind = kind
+        self.host = list(test_append.make_pool(dtype, kind, **shape))
+        if summary_dtype is not None:
+            self.host[2] = self.host[2].astype(summary_dtype)
+        self.on_device = [self._upload(array) for array in self.host]
+        self.page_tokens = output(len(self.host[0]), np.int32)
+
+    @staticmethod
+    def _upload(array):
+        copy = output(array.shape, array.dtype)
+        stream().upload(copy, array)
+        return copy
+
+    def append(self, tokens, runs):
+        """Store tokens [2, n, G, D] in runs of (page, first slot, count), on both sides."""
+        test_append.append(self.host, tokens, runs, self.kind)
+        pages, slots, counts = zip(*runs, strict=True) if runs else ((), (), ())
+        append_runs(
+            up(tokens[0]), up(tokens[1]), up(np.array(pages, np.int32)),
+            up(np.array(slots, np.int32)), up(np.cumsum([0, *counts]).astype(np.int64)),
+            *self.on_device[:2], self.kind, self.on_device[2], stream=stream(),
+            page_tokens=self.page_tokens,
+        )  # fmt: skip
+
+    def check(self):
+        """Fail unless both sides hold the same bits, in every page and every summary."""
+        for host, device in zip(self.host, self.on_device, strict=True):
+            assert intact(device), "written out of range"
+            assert_same_numbers(down(device), host)
+
+    def check_rebuild(self, page_ids, page_tokens):
+        """Fail unless summaries made again from keys are those of the CPU, and of the pool."""
+        ids, counts = (np.array(numbers, np.int32) for numbers in (page_ids, page_tokens))
+        host = np.zeros((len(ids), *self.host[2].shape[1:]), self.host[2].dtype)
+        cpu_append.summarise_pages(self.host[0], ids, counts, self.kind, host)
+        rebuilt = output(host.shape, host.dtype)
+        summarise_pages(
+            self.on_device[0], up(ids), up(counts), self.kind, rebuilt, stream=stream()
+        )
+        assert_same_numbers(written(rebuilt), host)
+        assert_same_numbers(down(self.on_device[2])[ids], host)
+
+
+def assert_same_numbers(a, b):
+    """Fail unless arrays are the same bit for bit; any NaN is as good as another."""
+    assert a.dtype == b.dtype and a.shape == b.shape
+    is_nan = np.isnan(a.astype(np.float32))
+    np.testing.assert_array_equal(is_nan, np.isnan(b.astype(np.float32)))
+    np.testing.assert_array_equal(bits(a[~is_nan]), bits(b[~is_nan]))

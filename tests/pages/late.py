@@ -1,0 +1,51 @@
+"""A simulated stream that does its work as late as it may: what a device is free to do.
+
+The simulator's own stream works at once, so it forgives a host that reads or writes memory too
+early. This one works when somebody waits, and no further than he waits for.
+"""
+
+from collections import deque
+
+from numbadsd.kernels.cuda.sim_driver import SimDriver, SimEvent, SimStream
+
+
+class LateEvent(SimEvent):
+    """An event that brings its stream's work up to itself when it is waited for."""
+
+    def __init__(self, stream):
+        super().__init__()
+        self.has_happened, self._stream = False, stream
+
+    def _happen(self):
+        super()._happen()
+        self.has_happened = True
+
+    def synchronize(self):
+        self._stream.waits += 1
+        while not self.has_happened:
+            self._stream.pending.popleft()()
+
+
+class LateStream(SimStream):
+    """Work that waits until it is waited for; counts the waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.pending, self.waits = deque(), 0
+
+    def _do(self, work):
+        (self.pending if self._captured is None else self._captured).append(work)
+
+    def record(self):
+        event = LateEvent(self)
+        self._do(event._happen)
+        return event
+
+    def synchronize(self):
+        while self.pending:
+            self.pending.popleft()()
+
+
+def use_late_streams(monkeypatch):
+    """Make every new stream of the simulated device a late one."""
+    monkeypatch.setattr(SimDriver, "stream", lambda self: LateStream())
