@@ -29,6 +29,7 @@ __all__ = [
 
 FILL_BYTES = 16 << 20  # of K and V in float32 at a time: memory stays near the pool itself
 _OWN_BYTES = 256 << 20  # interpreter, compiled code, scratch
+_PAGE_LIST_BYTES = 32  # of a page: who is free, who owns it
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ def make_workload(config: DecodeBenchConfig, capture: Capture | None = None):
     context_tokens = draw_context_tokens(
         config.batch_size, config.min_context_tokens, config.max_context_tokens, config.seed
     )
-    if not lives_on_device(config):
-        check_memory(config.model, context_tokens, config.fused)
+    check_memory(config.model, context_tokens, config.fused, lives_on_device(config))
     workload = {"uniform": UniformWorkload, "structured": StructuredWorkload}[config.data]
     return workload(config.model, context_tokens, config.seed)
 
@@ -78,11 +78,20 @@ def pool_pages(model: ModelConfig, context_tokens: np.ndarray) -> int:
     return int((-(-np.asarray(context_tokens, np.int64) // model.page_size)).sum())
 
 
-def check_memory(model: ModelConfig, context_tokens: np.ndarray, fused: bool = True) -> None:
-    """Raise ValueError, with the bytes, when a benchmark of these contexts cannot fit in memory."""
+def check_memory(
+    model: ModelConfig, context_tokens: np.ndarray, fused: bool = True, on_device: bool = False
+) -> None:
+    """Raise ValueError, with the bytes, when a benchmark of these contexts cannot fit in memory.
+
+    `on_device` counts the memory of the host for a cache that lies on a device only.
+    """
     context_tokens = np.asarray(context_tokens, np.int64)
-    needed = cache_bytes(model, pool_pages(model, context_tokens)) + FILL_BYTES + _OWN_BYTES
-    needed += _scratch_bytes(model, context_tokens, fused)
+    num_pages = pool_pages(model, context_tokens)
+    needed = FILL_BYTES + _OWN_BYTES
+    if on_device:
+        needed += _PAGE_LIST_BYTES * num_pages + _transfer_bytes(model, context_tokens)
+    else:
+        needed += cache_bytes(model, num_pages) + _scratch_bytes(model, context_tokens, fused)
     available = psutil.virtual_memory().available
     check(
         needed <= available,
@@ -90,6 +99,14 @@ def check_memory(model: ModelConfig, context_tokens: np.ndarray, fused: bool = T
         int(context_tokens.sum()),
         f"a cache that fits in memory: this one needs {needed:,} bytes of {available:,} available",
     )
+
+
+def _transfer_bytes(model: ModelConfig, context_tokens: np.ndarray) -> int:
+    """Return the bytes on the host of a step on a device: what it takes, gives, and is copied."""
+    most_pages = int((-(-context_tokens // model.page_size)).max())
+    outputs = 6 * model.num_heads * model.head_dim  # of both paths, and the queries
+    lists = 2 * model.num_units * (2 * most_pages + model.top_k_pages)
+    return 4 * len(context_tokens) * (outputs + lists)
 
 
 def _scratch_bytes(model: ModelConfig, context_tokens: np.ndarray, fused: bool) -> int:

@@ -7,7 +7,13 @@ import numpy as np
 from numbadsd.analysis.devices import Roof, measure_fp32_gflops
 from numbadsd.analysis.quality import measure_quality
 from numbadsd.analysis.roofline import path_bytes, step_traffic
-from numbadsd.bench.data import DecodeData, fill_cache, lives_on_device, make_workload
+from numbadsd.bench.data import (
+    DecodeData,
+    fill_cache,
+    lives_on_device,
+    make_workload,
+    pool_pages,
+)
 from numbadsd.bench.record import SCHEMA_VERSION, environment
 from numbadsd.bench.sampling import Bandwidth, Run, is_gpu, make_runs, path_names, take_samples
 from numbadsd.bench.verdict import decide
@@ -37,19 +43,20 @@ def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "ds
         The command line, for the record.
     """
     workload = make_workload(config, capture)
-    runs, missing = make_runs(config)
+    runs, missing = make_runs(config, pool_pages(config.model, workload.context_tokens))
     data = fill_cache(config.model, workload, lives_on_device(config, capture))
     for name, run in runs.items():
         run.path = make_path(name, data.cache, fused=config.fused)
     bandwidth = take_samples(config, data, runs)
+    measured = _bandwidth(bandwidth)
     record = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
         "config": {**asdict(config), "model": asdict(config.model), "threads": None},
         "environment": environment(any(map(is_gpu, runs))),
         "data": _describe(data),
-        "bandwidth": _bandwidth(bandwidth),
-        "analytical": _analytical(config, data, bandwidth),
+        "bandwidth": measured,
+        "analytical": _analytical(config, data, measured),
         "paths": _path_records(config, data, runs, missing, bandwidth),
         "accuracy": _accuracy(runs),
         "quality": _quality(data, runs),
@@ -84,19 +91,18 @@ def _bandwidth(bandwidth: Bandwidth) -> dict:
     }
 
 
-def _analytical(config: DecodeBenchConfig, data: DecodeData, bandwidth: Bandwidth) -> dict:
+def _analytical(config: DecodeBenchConfig, data: DecodeData, measured: dict) -> dict:
     """Return the byte model, with floors on the processor that was measured: CPU before GPU."""
     traffic = step_traffic(config.model, data.context_tokens)
-    roof = None
-    if bandwidth.read_gbps:
-        roof = Roof(bandwidth.of("dense_cpu"), measure_fp32_gflops())
+    read, copy = measured["read_gbps"], measured["copy_gbps"]
+    roof = Roof(read["median"], measured["fp32_gflops"]) if read else None
     rows = {}
     for name, step in traffic.items():
         rows[name] = {"bytes": step.num_bytes, "flops": step.flops, "intensity": step.intensity}
         floors_us = step.floors_us(roof) if roof else (None, None)
         rows[name]["bandwidth_floor_us"], rows[name]["compute_floor_us"] = floors_us
         rows[name]["gpu_bandwidth_floor_us"] = (
-            step.num_bytes / bandwidth.of("dense_gpu") / 1e3 if bandwidth.copy_gbps else None
+            step.num_bytes / copy["median"] / 1e3 if copy else None
         )
     dense_bytes = traffic["dense"].num_bytes
     for name in ("sparse_current", "sparse_target"):

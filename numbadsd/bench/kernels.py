@@ -92,12 +92,16 @@ def _check_architecture(arch: str) -> dict:
 
 
 def _kernels_of(configs: Sequence[ModelConfig]) -> list:
-    """Return the kernels of all configurations, each once."""
+    """Return the kernels of all configurations, each once; refuse what the GPU paths refuse."""
+    from numbadsd.decode.gpu import MAX_HEAD_DIM
     from numbadsd.kernels.cuda.attend import MAX_TILE_HEADS
     from numbadsd.kernels.cuda.catalog import Shape, kernels_of
 
     kernels = {}
     for config in configs:
+        check(
+            config.head_dim <= MAX_HEAD_DIM, "head_dim", config.head_dim, f"at most {MAX_HEAD_DIM}"
+        )
         want = f"at most {MAX_TILE_HEADS} on each of {config.num_kv_heads} kv heads"
         check(config.group_size <= MAX_TILE_HEADS, "num_heads", config.num_heads, want)
         shape = Shape(**{name: getattr(config, name) for name in SHAPE_FIELDS})

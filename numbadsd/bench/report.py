@@ -2,6 +2,7 @@
 
 from tabulate import tabulate
 
+from numbadsd.bench.verdict import SIMULATOR
 from numbadsd.timing import STAGES
 
 _OVERHEADS = {
@@ -78,9 +79,15 @@ def _configuration(record: dict) -> str:
         ("data", f"{source}, seed {config['seed']}"),
         ("samples", f"{config['iterations']} after {config['warmup']} warm-up"),
         ("machine", f"{env['cpu']}, {env['num_threads']} threads ({env['threading_layer']})"),
-        ("GPU", f"{env['gpu'] or 'none used'}"),
+        ("GPU", _gpu(env["gpu"])),
     )  # fmt: skip
     return tabulate(rows, tablefmt="plain")
+
+
+def _gpu(name: str | None) -> str:
+    if name == SIMULATOR:
+        return f"{name}: its times mean nothing"
+    return name or "none used"
 
 
 def _analytical(record: dict) -> str:
@@ -140,7 +147,7 @@ def _end_to_end(record: dict) -> str:
     rows = []
     for name, path in paths.items():
         if not path["available"]:
-            rows.append((name, *[None] * 5, f"unavailable: {path['reason']}"))
+            rows.append((name, *[None] * 5, "unavailable"))
             continue
         total = path["total_ms"]
         own_dense = f"dense_{name.rpartition('_')[2]}"
@@ -148,7 +155,17 @@ def _end_to_end(record: dict) -> str:
         note = f"compile or load {path['compile_s']:.2f} s"
         rows.append((name, total["median"], total["p95"], total["min"], *speedups, note))
     headers = ["", "Total(ms)", "p95", "min", "Speedup", "vs own dense", "note"]
-    return _table(rows, headers)
+    return "\n".join([_table(rows, headers), *_reasons(paths)])
+
+
+def _reasons(paths: dict):
+    """Yield why paths could not run, each reason once: it would stretch the table."""
+    names = {}
+    for name, path in paths.items():
+        if not path["available"]:
+            names.setdefault(path["reason"], []).append(name)
+    for reason, same in names.items():
+        yield f"{', '.join(same)} unavailable: {reason}"
 
 
 def _speedup(paths: dict, dense: str, total_ms: dict) -> float | None:

@@ -17,8 +17,10 @@ from numbadsd.bench.data import DecodeData
 from numbadsd.config import DecodeBenchConfig
 from numbadsd.decode.path import PATHS, make_path
 from numbadsd.errors import CudaUnavailable
+from numbadsd.kernels.cuda.runtime import get_driver
 from numbadsd.kernels.cuda.switch import SIMULATED
 from numbadsd.pages.cache import PagedKvCache
+from numbadsd.pages.layout import pages_for
 from numbadsd.types import DecodeResult, StageTimes
 
 COMPILE_PAGE_TOKENS = 16
@@ -42,8 +44,8 @@ def path_names(config: DecodeBenchConfig) -> tuple[str, ...]:
 class Run:
     """One path, its samples and its last result."""
 
-    path: object
     compile_s: float
+    path: object = None
     samples: list[StageTimes] = field(default_factory=list)
     warmup_ms: list[float] = field(default_factory=list)
     result: DecodeResult | None = None
@@ -61,33 +63,61 @@ class Bandwidth:
         return float(np.median(self.copy_gbps if is_gpu(path_name) else self.read_gbps))
 
 
-def make_runs(config: DecodeBenchConfig) -> tuple[dict[str, Run], dict[str, CudaUnavailable]]:
-    """Compile, or load, the kernels of each path on a tiny batch; return the paths that run."""
-    runs, missing = {}, {}
-    names = path_names(config)
+def make_runs(
+    config: DecodeBenchConfig, num_pages: int
+) -> tuple[dict[str, Run], dict[str, CudaUnavailable]]:
+    """Compile, or load, the kernels of each path on a tiny batch; return the paths that run.
+
+    Raises ValueError, before anything is compiled, for a GPU path that was named in `config` and
+    cannot take its shape or a cache of `num_pages`.
+    """
+    missing = _missing_paths(config, num_pages)
+    runs = {}
+    names = [name for name in path_names(config) if name not in missing]
     for name in tqdm(names, desc="compiling", leave=False, disable=None):
         start = perf_counter()
-        try:
-            if SIMULATED and is_gpu(name) and config.paths is None:
-                raise _SIMULATOR
-            path = _decode_tiny_batch(config, name)
-        except CudaUnavailable as error:
-            missing[name] = error
-        else:
-            runs[name] = Run(path, perf_counter() - start)
+        _decode_tiny_batch(config, name)
+        runs[name] = Run(perf_counter() - start)
     return runs, missing
 
 
-def _decode_tiny_batch(config: DecodeBenchConfig, name: str):
+def _missing_paths(config: DecodeBenchConfig, num_pages: int) -> dict[str, CudaUnavailable]:
+    """Return the GPU paths that cannot run here, and why."""
+    missing = {}
+    for name in filter(is_gpu, path_names(config)):
+        try:
+            if SIMULATED and config.paths is None:
+                raise _SIMULATOR
+            _check_device(config, name, num_pages)
+        except CudaUnavailable as error:
+            missing[name] = error
+        except ValueError as error:
+            if config.paths is not None:
+                raise
+            missing[name] = CudaUnavailable(str(error), "the CPU paths take it")
+    return missing
+
+
+def _check_device(config: DecodeBenchConfig, name: str, num_pages: int) -> None:
+    """Raise CudaUnavailable without a device, ValueError for what does not fit this one."""
+    make_path(name, PagedKvCache(config.model, 1, allocate_storage=False))
+    # imported here: it needs CUDA, which this command does without
+    from numbadsd.pages.device import check_device_memory
+
+    check_device_memory(config.model, num_pages, get_driver().memory_bytes()[0])
+
+
+def _decode_tiny_batch(config: DecodeBenchConfig, name: str) -> None:
     """Run a path once: its kernels are compiled for types and, on a GPU, for the page size."""
-    page_size = config.page_size if is_gpu(name) else min(config.page_size, COMPILE_PAGE_TOKENS)
-    model = replace(config.model, page_size=page_size)
-    cache = PagedKvCache(model, 2)
-    tokens = np.zeros((model.page_size + 1, model.num_kv_heads, model.head_dim), np.float32)
+    model, num_tokens = config.model, 1
+    if not is_gpu(name):
+        model = replace(model, page_size=min(model.page_size, COMPILE_PAGE_TOKENS))
+        num_tokens = model.page_size + 1
+    cache = PagedKvCache(model, pages_for(num_tokens, model.page_size))
+    tokens = np.zeros((num_tokens, model.num_kv_heads, model.head_dim), np.float32)
     cache.append_tokens(0, tokens, tokens)
     path = make_path(name, cache, fused=config.fused)
     path.decode(np.zeros((1, model.num_heads, model.head_dim), np.float32), [0])
-    return path
 
 
 def take_samples(config: DecodeBenchConfig, data: DecodeData, runs: dict[str, Run]) -> Bandwidth:

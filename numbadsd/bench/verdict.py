@@ -21,6 +21,8 @@ def decide(record: dict, model: ModelConfig) -> dict:
         if dense and sparse and dense["available"] and sparse["available"]:
             return _compare(backend, dense, sparse, record, model)
     sentence = "No verdict: it takes a dense and a sparse path of the same backend."
+    if simulated:
+        sentence = f"{sentence[:-1]}, and the times of the {SIMULATOR} mean nothing."
     return {"sentence": sentence, "speedup": None, "winner": None}
 
 

@@ -129,9 +129,8 @@ def split_pages(row_pages, page_size):
 def most_splits(max_pages, page_size):
     """Return the most splits of any row of up to `max_pages` pages; at least 1."""
     steps = [min(max_pages, tokens // page_size) for tokens in _ROW_TOKENS]
-    return max(
-        1, *(-(-pages // split_pages(pages, page_size)) for pages in (*steps, max_pages) if pages)
-    )
+    lengths = [pages for pages in (*steps, max_pages) if pages]
+    return max([1, *(-(-pages // split_pages(pages, page_size)) for pages in lengths)])
 
 
 _SIGN_BIT = np.uint32(0x80000000)

@@ -16,6 +16,7 @@ from numbadsd.pages.layout import Runs, as_storable, cache_bytes, runs_of, summa
 from numbadsd.pages.staging import Staging, TransferStats
 
 CHUNK_BYTES = 16 << 20  # of tokens that are staged or generated at a time
+MAX_SEED = 2**32 - 1  # of the tokens that are made here
 RESERVE_BYTES = 256 << 20  # tables, workspace, and the driver's own
 
 
@@ -110,6 +111,7 @@ class DevicePagePool:
     def prefill_synthetic(self, request_id: int, num_tokens: int, seed: int) -> None:
         """Append random tokens that are made on the device: those of the uniform workload."""
         check_integer("num_tokens", num_tokens, 0)
+        check_integer("seed", seed, 0, MAX_SEED)
         start = self._tokens_of(request_id)
         for first, count, runs in self._grow(request_id, num_tokens):
             positions = np.arange(start + first, start + first + count)
@@ -117,6 +119,7 @@ class DevicePagePool:
 
     def append_synthetic(self, request_ids, seed: int) -> None:
         """Append one random token, made on the device, to each of several requests."""
+        check_integer("seed", seed, 0, MAX_SEED)
         positions = np.array([self._tokens_of(r) for r in request_ids], np.int64)
         runs = self._grow_step(request_ids)
         self._generate(np.asarray(request_ids, np.int64), positions, seed, runs)

@@ -29,8 +29,6 @@ DEFAULTS = {
     "kv_dtype": "float16",
     "summary": "mean",
     "share": "kv_head",
-    "sweep": False,
-    "json_file": None,
 }
 NAME = "dsd_kernels"
 TOO_MANY_HEADS = ["--num-heads", "4096", "--num-kv-heads", "1"]
@@ -61,10 +59,10 @@ def compiled(tmp_path_factory):
 
 def test_options_have_these_names_and_defaults():
     assert all(isinstance(parameter, click.Option) for parameter in command.params)
-    assert {parameter.name: parameter.default for parameter in command.params} == DEFAULTS
-    names = [name.replace("_", "-") for name in DEFAULTS if name not in ("sweep", "json_file")]
+    defaults = {parameter.name: parameter.default for parameter in command.params}
+    assert {name: defaults[name] for name in DEFAULTS} == DEFAULTS
     options = {name for parameter in command.params for name in parameter.opts}
-    assert options == {*(f"--{name}" for name in names), "--all", "--json"}
+    assert options == {f"--{name.replace('_', '-')}" for name in DEFAULTS} | {"--all", "--json"}
 
 
 def test_the_shape_reaches_the_compiler(run):
@@ -181,9 +179,13 @@ def test_an_architecture_that_this_compiler_does_not_know_is_refused():
 
 
 @needs_compiler
-def test_more_heads_on_a_kv_head_than_kernels_take_are_refused():
-    ended = run_script(NAME, *TOO_MANY_HEADS, env=COMPILING)
-    assert_complains(ended, "num_heads", "4096", name=NAME)
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [(TOO_MANY_HEADS, ["num_heads", "4096"]), (["--head-dim", "512"], ["head_dim", "512"])],
+    ids=["heads on a kv head", "head_dim"],
+)
+def test_a_shape_that_no_gpu_kernel_takes_is_refused(shape, words):
+    assert_complains(run_script(NAME, *shape, env=COMPILING), *words, name=NAME)
 
 
 @needs_compiler

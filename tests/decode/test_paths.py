@@ -6,12 +6,18 @@ import numba
 import numpy as np
 import pytest
 
-from numbadsd.config import KV_DTYPES
 from numbadsd.decode.path import PATHS, make_path
 from numbadsd.errors import CudaUnavailable, StorageUnavailable
 from numbadsd.pages.cache import PagedKvCache
 from tests import oracle
 from tests.builders import DTYPES, SHARES, SUMMARIES, make_cache, random_queries, small_config
+from tests.decode.checks import (
+    assert_same_bits,
+    check_attention,
+    decode,
+    oracle_selection,
+    rows_of,
+)
 
 T = 4
 # P = 0, 1, k-1, k, k+1 and more pages of T = 4 for k = 3; tails of 1, of some and of T tokens.
@@ -19,63 +25,6 @@ CONTEXTS = [0, 1, T, 2 * T, 3 * T - 1, 3 * T, 3 * T + 1, 4 * T, 9 * T + 2, 150]
 FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "staged"])
 BOTH = [("dense_cpu", True), ("sparse_cpu", True), ("sparse_cpu", False)]
 EVERY_PATH = pytest.mark.parametrize("name, fused", BOTH, ids=["dense", "fused", "staged"])
-
-
-def decode(name, cache, queries, request_ids=None, **options):
-    request_ids = cache.request_ids if request_ids is None else request_ids
-    return make_path(name, cache, **options).decode(queries, request_ids)
-
-
-def assert_same_bits(a, b):
-    """Fail unless outputs, lse and selection of two results are bit-identical."""
-    np.testing.assert_array_equal(a.outputs.view(np.uint32), b.outputs.view(np.uint32))
-    np.testing.assert_array_equal(a.lse.view(np.uint32), b.lse.view(np.uint32))
-    assert (a.selected_pages is None) == (b.selected_pages is None)
-    if a.selected_pages is not None:
-        np.testing.assert_array_equal(a.selected_pages, b.selected_pages)
-
-
-def rows_of(result, rows):
-    """Return the result of some requests of a batch."""
-    selected = None if result.selected_pages is None else result.selected_pages[rows]
-    return dataclasses.replace(
-        result, outputs=result.outputs[rows], lse=result.lse[rows], selected_pages=selected
-    )
-
-
-def check_attention(config, result, queries, keys, values):
-    """Compare outputs and lse with the oracle's over the pages that the path itself selected."""
-    for b in range(len(queries)):
-        selected = [range(-(-len(keys[b]) // config.page_size))]
-        if result.selected_pages is not None:
-            selected = result.selected_pages[b]
-        common = (queries[b], keys[b], values[b], selected, config.page_size, config.sm_scale)
-        exact = oracle.attention_over_pages(*common)
-        naive = oracle.attention_over_pages(*common, np.float32)
-        oracle.assert_as_exact_as_float32(result.outputs[b], exact[0], naive[0])
-        oracle.assert_as_exact_as_float32(result.lse[b], exact[1], naive[1])
-
-
-def oracle_selection(config, queries, keys):
-    """Return the oracle's selection [S, K] and whether each unit's score gap is clear, [S]."""
-    summaries = oracle.summarise_pages(
-        keys, config.page_size, config.summary, KV_DTYPES[config.summary_dtype]
-    )
-    k, pages = config.top_k_pages, len(summaries)
-    forced = (config.num_sink_pages, config.num_recent_pages)
-    if pages == 0:
-        return np.full((config.num_units, k), -1), np.full(config.num_units, True)
-    scores = oracle.page_scores(queries, summaries, config.summary, config.share, config.sm_scale)
-    selected = np.array([oracle.select(row, k, *forced) for row in scores], np.int32)
-    clear = []
-    for row, chosen in zip(scores, selected.reshape(len(scores), k), strict=True):
-        free = [p for p in range(pages) if forced[0] <= p < pages - forced[1]]
-        kept = [row[p] for p in free if p in chosen]
-        left = [row[p] for p in free if p not in chosen]
-        # a summary's element may be rounded to its neighbour: 2^-8 is bfloat16's unit
-        unit = {"float32": 1e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}[config.summary_dtype]
-        clear.append(not kept or not left or min(kept) - max(left) > unit * np.abs(row).max())
-    return selected.reshape(-1, k), np.array(clear)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -400,9 +349,12 @@ def test_an_unknown_path_lists_the_known_ones(name):
 
 
 @pytest.mark.parametrize("name", ["dense_gpu", "sparse_gpu"])
-def test_a_gpu_path_that_cannot_run_says_why_and_what_to_do(name):
+def test_a_gpu_path_that_cannot_run_says_why_and_what_to_do(name, monkeypatch):
+    problem = ("the driver is from last century", "install one of this century")
+    monkeypatch.setattr("numbadsd.decode.path.why_unavailable", lambda: problem)
     cache, _, _ = make_cache(small_config(), [1])
     with pytest.raises(CudaUnavailable) as caught:
         make_path(name, cache)
-    assert caught.value.reason and caught.value.remedy
-    assert caught.value.reason in str(caught.value) and caught.value.remedy in str(caught.value)
+    assert (caught.value.reason, caught.value.remedy) == problem
+    assert str(caught.value) == "; ".join(problem)
+    assert not cache.mirrors

@@ -56,11 +56,16 @@ def assert_tables_equal(pool, request_ids):
 def count_allocations(monkeypatch):
     """Return a list that every later allocation on the device or of page-locked memory enters."""
     allocated, driver = [], type(get_driver())
-    for name in ("empty", "pinned"):
 
-        def counted(self, shape, dtype, original=getattr(driver, name)):
-            allocated.append((shape, dtype))
+    def count(name):
+        original = getattr(driver, name)
+
+        def counted(self, shape, dtype):
+            allocated.append((name, shape, dtype))
             return original(self, shape, dtype)
 
         monkeypatch.setattr(driver, name, counted)
+
+    count("empty")
+    count("pinned")
     return allocated

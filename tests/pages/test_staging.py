@@ -16,9 +16,7 @@ from tests.pages.late import LateStream
 def make_staging(stream=None):
     """Return a staging, its stream and its counts."""
     stream, stats = stream or SimStream(), TransferStats()
-    return SimpleNamespace(
-        staging=Staging(get_driver(), stream, stats), stream=stream, stats=stats
-    )
+    return SimpleNamespace(staging=Staging(get_driver(), stream, stats), stream=stream, stats=stats)
 
 
 def numbers(count, seed=0, dtype=np.float32):

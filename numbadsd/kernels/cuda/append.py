@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array
+from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array, check_stored
 from numbadsd.kernels.cuda.ops import (
     bf16_high,
     bf16_low,
@@ -32,7 +32,8 @@ from numbadsd.kernels.cuda.ops import (
 )  # fmt: skip
 
 NUM_THREADS = 128
-_MEAN, _MINMAX, _CUBOID_MEAN = "mean", "minmax", "cuboid_mean"
+SUMMARIES = ("mean", "minmax", "cuboid_mean", "mean_std")
+_MEAN, _MINMAX, _CUBOID_MEAN, _ = SUMMARIES
 _ZERO, _HALF = float32(0), float32(0.5)
 _HIGH_HALF = uint32(16)
 
@@ -199,8 +200,9 @@ def append_runs_kernel(spec: AppendSpec) -> Kernel:
         parameters=("u32[]", "u32[]", "i32[]", "i32[]", "i64[]", "u32[]", "u32[]", "u32[]", "i32[]",
                     "i32", "i32"),
         num_threads=NUM_THREADS,
-        max_registers=64,
+        max_registers=80,
         load_bytes=4,
+        low_occupancy="a few blocks a step: it never fills a device",
     )  # fmt: skip
 
 
@@ -231,6 +233,14 @@ def summarise_pages_kernel(spec: AppendSpec) -> Kernel:
     )
 
 
+def _check_summaries(summary: str, summaries: DeviceArray, shape: tuple) -> None:
+    """Raise ValueError unless `summaries` holds [n, G, D] of a known kind."""
+    if summary not in SUMMARIES:
+        raise ValueError(f"summary: got {summary!r}, want one of {', '.join(SUMMARIES)}")
+    pages, *row = shape
+    check_stored("summaries", summaries, (pages, *row) if summary == _MEAN else (pages, 2, *row))
+
+
 def append_runs(
     new_keys: DeviceArray,  # [tokens, G, D] float32 or the pool's dtype
     new_values: DeviceArray,  # [tokens, G, D] as new_keys
@@ -246,7 +256,9 @@ def append_runs(
     page_tokens: DeviceArray,  # [N] i32 out, tokens of each page
 ) -> None:
     """Store tokens in the slots of their pages and renew the summaries of these pages."""
+    check_stored("keys", keys, (None, None, None, None))
     kv_heads, page_size, head_dim = keys.shape[1:]
+    _check_summaries(summary, summaries, (len(keys), kv_heads, head_dim))
     check_array("new_keys", new_keys, (None, kv_heads, head_dim))
     check_array("new_values", new_values, new_keys.shape, new_keys.dtype)
     check_array("values", values, keys.shape, keys.dtype)
@@ -275,8 +287,10 @@ def summarise_pages(
     stream,
 ) -> None:
     """Rebuild the summaries of pages from their stored keys."""
+    check_stored("keys", keys, (None, None, None, None))
     kv_heads, page_size, head_dim = keys.shape[1:]
     check_array("page_ids", page_ids, (None,), np.int32)
+    _check_summaries(summary, summaries, (len(page_ids), kv_heads, head_dim))
     check_array("page_tokens", page_tokens, page_ids.shape, np.int32)
     dtypes = str(keys.dtype), str(summaries.dtype)
     spec = AppendSpec(head_dim, *dtypes, summary, dtypes[0])

@@ -13,7 +13,7 @@ import numpy as np
 
 from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.attend_splits import AttendSpec, attend_splits_kernel
-from numbadsd.kernels.cuda.launch import DeviceArray, check_array
+from numbadsd.kernels.cuda.launch import DeviceArray, check_array, check_stored
 from numbadsd.kernels.cuda.merge_splits import MergeSpec, merge_splits_kernel
 
 MAX_TILE_HEADS = 16
@@ -50,9 +50,10 @@ def attend_pages(
     """
     check_array("queries", queries, (None, None, None), np.float32)
     batch, num_heads, head_dim = queries.shape
-    check_array("keys", keys, (None, num_kv_heads, None, head_dim))
+    check_stored("keys", keys, (None, num_kv_heads, None, head_dim))
     check_array("values", values, keys.shape, keys.dtype)
     check_array("page_indptr", page_indptr, (batch + 1,), np.int32)
+    check_array("page_ids", page_ids, (None,), np.int32)
     check_array("last_page_tokens", last_page_tokens, (batch,), np.int32)
     check_array("outputs", outputs, queries.shape, np.float32)
     check_array("lse", lse, (batch, num_heads), np.float32)
@@ -77,7 +78,7 @@ def attend_pages(
             raise ValueError(f"workspace: got {array.size} numbers for {name}, want {size}")
     if batch == 0:
         return
-    spec = AttendSpec(head_dim, str(keys.dtype), page_size, tile_heads)
+    spec = AttendSpec(head_dim, str(keys.dtype), page_size, tile_heads, group)
     stream.launch(
         attend_splits_kernel(spec), batch * tiles * max_splits, queries, keys, values, page_indptr,
         page_ids, last_page_tokens, page_ids if selected is None else selected, sums, softmax,

@@ -14,13 +14,12 @@ from functools import cache
 import numpy as np
 
 from numbadsd.kernels import shared
-from numbadsd.kernels.cuda.launch import Kernel
+from numbadsd.kernels.cuda.launch import LOADS_IN_FLIGHT, Kernel
 from numbadsd.kernels.cuda.ops import cuda, device, ex2, float32, int64, quotient, shfl_xor, uint32
 from numbadsd.kernels.cuda.tile_step import LOADS, TOKENS, make_tile_step
 from numbadsd.kernels.cuda.tiles import Row, heads_of_warp, rows_sum
 
-NUM_WARPS = 4
-NUM_THREADS = 32 * NUM_WARPS
+MAX_WARPS = 4
 _NEG_INF = float32(-np.inf)
 _ZERO = float32(0)
 
@@ -35,6 +34,7 @@ class AttendSpec:
     kv_dtype: str
     page_size: int
     tile_heads: int
+    group: int  # query heads of a kv head
 
     @property
     def warp_heads(self) -> int:
@@ -44,14 +44,33 @@ class AttendSpec:
     @property
     def head_warps(self) -> int:
         """Warps that take different heads of the same tokens: 1, 2 or 4."""
-        needed = -(-self.tile_heads // self.warp_heads)
-        return 4 if needed > 2 else needed
+        return _head_warps(self.tile_heads)
+
+    @property
+    def token_warps(self) -> int:
+        """Warps that take different tokens: those of a tile of the whole group.
+
+        So that a head's sums have the same order in a tile of its own.
+        """
+        return MAX_WARPS // _head_warps(self.group)
+
+
+def _head_warps(heads: int) -> int:
+    needed = -(-heads // heads_of_warp(heads))
+    return 4 if needed > 2 else needed
 
 
 @device
 def row_pages(count, max_selected):
     """Return the pages of a row: all, or the selected ones (max_selected >= 0)."""
     return count if max_selected < 0 else min(count, max_selected)
+
+
+def _registers(row: Row, warp_heads: int) -> int:
+    """Return the budget of a thread: 128 let four blocks share a multiprocessor."""
+    if row.head_dim > 128:
+        return 168
+    return 144 if row.kv_dtype == "float32" and warp_heads == 4 else 128
 
 
 @device
@@ -68,7 +87,7 @@ def attend_splits_kernel(spec: AttendSpec) -> Kernel:
     """Return the kernel of partial results.
 
     Work      one block per (request, head tile, split), in this order; empty splits do nothing
-    Block     4 warps
+    Block     4 warps, fewer where a tile is one head of a group of more than four
     Shared    queries, page ids, weights of 16 tokens, sums of each warp
     Writes    sums[block, head, :] = sum of 2^(score - maximum) v, softmax[block, head] = (maximum,
               sum of 2^(score - maximum)); nothing for an empty split
@@ -77,17 +96,18 @@ def attend_splits_kernel(spec: AttendSpec) -> Kernel:
     row = Row(spec.head_dim, spec.kv_dtype)
     head_dim, page_size, tile_heads = spec.head_dim, spec.page_size, spec.tile_heads
     warp_heads, head_warps = spec.warp_heads, spec.head_warps
-    token_warps = NUM_WARPS // head_warps
+    token_warps, num_warps = spec.token_warps, head_warps * spec.token_warps
+    num_threads = 32 * num_warps
     padded_heads = warp_heads * head_warps
-    query_size, sums_size = padded_heads * head_dim, NUM_WARPS * warp_heads * head_dim
+    query_size, sums_size = padded_heads * head_dim, num_warps * warp_heads * head_dim
     max_pages = max(1, max(shared.SPLIT_TOKENS) // page_size)
     vector, lanes = row.vector, row.lanes
     lane_elements = row.vectors_per_lane * vector
     accumulators = (warp_heads, lane_elements)
     whole_step = make_tile_step(row, page_size, warp_heads, head_warps > 1, False)
     last_step = make_tile_step(row, page_size, warp_heads, head_warps > 1, True)
-    weights_size = NUM_WARPS * TOKENS * warp_heads
-    states_size = NUM_WARPS * warp_heads
+    weights_size = num_warps * TOKENS * warp_heads
+    states_size = num_warps * warp_heads
 
     def attend_splits(
         queries, keys, values, page_indptr, page_ids, last_page_tokens, selected, sums, softmax,
@@ -119,13 +139,13 @@ def attend_splits_kernel(spec: AttendSpec) -> Kernel:
         begin = split * per_split
         here = min(per_split, pages - begin)  # at most 0: the split is empty
         if here > 0:
-            for i in range(thread, here, NUM_THREADS):
+            for i in range(thread, here, num_threads):
                 position = begin + i
                 if max_selected > 0:
                     position = selected[list_start + position]
                 page = int64(page_ids[first_page + position])
                 tile_rows[i] = (page * num_kv_heads + kv_head) * page_size
-            for i in range(thread, query_size, NUM_THREADS):
+            for i in range(thread, query_size, num_threads):
                 x = _ZERO
                 if i < tile_heads * head_dim:
                     x = queries[int64(tile) * (tile_heads * head_dim) + i] * scale
@@ -175,7 +195,7 @@ def attend_splits_kernel(spec: AttendSpec) -> Kernel:
                             warp_sums[start + d] = acc[h, e]
             cuda.syncthreads()
 
-            for i in range(thread, tile_heads * head_dim, NUM_THREADS):
+            for i in range(thread, tile_heads * head_dim, num_threads):
                 head = i // head_dim
                 state = head // warp_heads * warp_heads + head % warp_heads
                 largest = _NEG_INF
@@ -194,13 +214,14 @@ def attend_splits_kernel(spec: AttendSpec) -> Kernel:
                     softmax[(block * tile_heads + head) * 2 + 1] = mass
 
     return Kernel(
-        name=f"attend_splits-{head_dim}-{spec.kv_dtype}-{page_size}-{tile_heads}",
+        name=f"attend_splits-{head_dim}-{spec.kv_dtype}-{page_size}-{tile_heads}-{spec.group}",
         function=attend_splits,
         parameters=(
             "f32[]", "u32[]", "u32[]", "i32[]", "i32[]", "i32[]", "i32[]", "f32[]", "f32[]",
             "i32", "i32", "i32", "i32", "i32", "i32", "f32",
         ),
-        num_threads=NUM_THREADS,
-        max_registers=128,
+        num_threads=num_threads,
+        max_registers=_registers(row, warp_heads),
         load_bytes=16 * LOADS,
+        low_occupancy=LOADS_IN_FLIGHT,
     )  # fmt: skip

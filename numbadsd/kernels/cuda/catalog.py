@@ -70,7 +70,7 @@ def _attend_kernels(shape: Shape) -> list[Kernel]:
     assert max(tiles) <= MAX_TILE_HEADS
     kernels = []
     for heads in sorted(tiles):
-        spec = AttendSpec(shape.head_dim, shape.kv_dtype, shape.page_size, heads)
+        spec = AttendSpec(shape.head_dim, shape.kv_dtype, shape.page_size, heads, group)
         kernels.append(attend_splits_kernel(spec))
         kernels.append(merge_splits_kernel(MergeSpec(shape.head_dim, shape.page_size, heads)))
     return kernels

@@ -23,6 +23,12 @@ _NUMBERS = {"f32": types.float32, "i32": types.int32, "u32": types.uint32, "i64"
 # Architectures with instructions of their own: numba-cuda compiles for these as well.
 _SPECIFIC = {(9, 0)}
 
+# What machine code depends on, under the names of CUDA 13 and of CUDA 12.
+_COMPILERS = (
+    "numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink",
+    "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class MachineCode:
@@ -105,8 +111,7 @@ def compile_cached(kernel: Kernel, compute_capability: tuple[int, int]) -> Machi
 
 
 def _versions() -> str:
-    names = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink")
-    return " ".join(f"{name} {_version(name)}" for name in names)
+    return " ".join(f"{name} {_version(name)}" for name in _COMPILERS)
 
 
 def _version(name: str) -> str:

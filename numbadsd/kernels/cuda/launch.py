@@ -10,6 +10,11 @@ from math import prod
 import numpy as np
 
 WARP_SIZE = 32
+STORED_DTYPES = ("float32", "float16", "bfloat16")  # of keys, values and summaries
+
+# Little's law on an H200: 4.8 TB/s x 0.8 us / 132 = 29 KB in flight keep the memory busy for a
+# multiprocessor; 12 warps whose lanes have 8 loads of 16 bytes on the way hold 49 KB.
+LOADS_IN_FLIGHT = "registers hold 4 or 8 loads of 16 bytes a lane: fewer warps fill the memory"
 
 
 class DeviceError(OSError):
@@ -155,3 +160,10 @@ def check_array(name: str, array: DeviceArray, shape: tuple, dtype=None) -> None
         raise ValueError(f"{name}: got shape {array.shape}, want {wanted}")
     if dtype is not None and array.dtype != np.dtype(dtype):
         raise ValueError(f"{name}: got dtype {array.dtype}, want {np.dtype(dtype)}")
+
+
+def check_stored(name: str, array: DeviceArray, shape: tuple) -> None:
+    """Raise ValueError unless `array` has this shape and a dtype that pools are stored in."""
+    check_array(name, array, shape)
+    if str(array.dtype) not in STORED_DTYPES:
+        raise ValueError(f"{name}: got dtype {array.dtype}, want float32, float16 or bfloat16")

@@ -16,7 +16,13 @@ from functools import cache
 import numpy as np
 
 from numbadsd.kernels import shared
-from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array
+from numbadsd.kernels.cuda.launch import (
+    LOADS_IN_FLIGHT,
+    DeviceArray,
+    Kernel,
+    check_array,
+    check_stored,
+)
 from numbadsd.kernels.cuda.ops import cuda, device, float32, int64, quotient
 from numbadsd.kernels.cuda.score_tiles import (
     NUM_WARPS,
@@ -136,8 +142,9 @@ def score_pages_kernel(spec: ScoreSpec) -> Kernel:
             "f32[]", "u32[]", "i32[]", "i32[]", "f32[]", "i32", "i32", "f32",
         ),
         num_threads=NUM_THREADS,
-        max_registers=80 if is_summed else 128,
+        max_registers=96 if is_summed else 144 if spec.summary_dtype == "float32" else 128,
         load_bytes=16 * min(8, Row(head_dim, spec.summary_dtype).chunks),
+        low_occupancy=LOADS_IN_FLIGHT,
     )  # fmt: skip
 
 
@@ -163,8 +170,9 @@ def score_pages(
     check_array("queries", queries, (None, None, None), np.float32)
     batch, num_heads, head_dim = queries.shape
     shape = score_shape(summary, share, summaries.shape, num_heads)
-    check_array("summaries", summaries, (*summaries.shape[:-1], head_dim))
+    check_stored("summaries", summaries, (*summaries.shape[:-1], head_dim))
     check_array("page_indptr", page_indptr, (batch + 1,), np.int32)
+    check_array("page_ids", page_ids, (None,), np.int32)
     check_array("scores", scores, (batch, shape.num_units, scores.shape[-1]), np.float32)
     if workspace.size < factors_size(batch, shape, head_dim):
         raise ValueError(

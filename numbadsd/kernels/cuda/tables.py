@@ -72,6 +72,7 @@ def pack_tables(
     check_array("row_pages", row_pages, (None, None), np.int32)
     check_array("row_tokens", row_tokens, row_pages.shape[:1], np.int32)
     check_array("page_indptr", page_indptr, (batch + 1,), np.int32)
+    check_array("page_ids", page_ids, (None,), np.int32)
     check_array("last_page_tokens", last_page_tokens, (batch,), np.int32)
     check_array("page_counts", page_counts, (batch,), np.int32)
     if batch:
@@ -111,6 +112,7 @@ def scatter_numbers(
     stream,
 ) -> None:
     """Write numbers[i] to target[places[i]]."""
+    check_array("target", target, target.shape, np.int32)
     check_array("places", places, (None,), np.int64)
     check_array("numbers", numbers, places.shape, np.int32)
     if len(places):
@@ -152,5 +154,8 @@ def count_outside(
     stream,
 ) -> None:
     """Count the page ids of a table that are not pages of the pool."""
+    check_array("page_indptr", page_indptr, (None,), np.int32)
+    check_array("page_ids", page_ids, (None,), np.int32)
+    check_array("faults", faults, (1,), np.int32)
     batch = len(page_indptr) - 1
     stream.launch(count_outside_kernel(), 1, page_indptr, page_ids, faults, batch, num_pages)

@@ -21,6 +21,7 @@ from numbadsd.kernels.cuda.tiles import (
 
 TOKENS = 16  # of a step
 LOADS = 8  # of 16 bytes that a lane starts before it uses the first
+MANY_HEADS = 4  # their sums leave no registers for V rows that arrive early
 _NEG_INF = float32(-np.inf)
 _ZERO = float32(0)
 
@@ -29,7 +30,8 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
     """Return ``tile_step``; `is_last` allows that the split ends within these tokens."""
     multiply_keys = _make_multiply_keys(row, page_size, warp_heads, is_shared, is_last)
     start_values, add_values = _make_values(row, page_size, warp_heads, is_shared, is_last)
-    quad_sums, held = QUAD_SUMS[warp_heads], _value_words(row, warp_heads)
+    quad_sums, held = QUAD_SUMS[warp_heads], _value_words(row)
+    is_early = warp_heads < MANY_HEADS
 
     @device
     def tile_step(
@@ -44,7 +46,8 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
         products = cuda.local.array(warp_heads, float32), cuda.local.array(warp_heads, float32)
         multiply_keys(keys, tile_rows, query, first_query, products, token, left, group, t)
         words = cuda.local.array(held, uint32)
-        start_values(words, values, tile_rows, token, left, lane)  # they travel during the softmax
+        if is_early:  # they travel during the softmax
+            start_values(words, values, tile_rows, token, left, lane)
         low, high = quad_sums(products[0], t), quad_sums(products[1], t)
         if is_last:
             low = low if token + group < left else _NEG_INF
@@ -62,6 +65,8 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
             if group == 0:
                 corrections[first_state + t] = correction
         cuda.syncwarp()
+        if not is_early:
+            start_values(words, values, tile_rows, token, left, lane)
         for h in range(warp_heads):
             factor = corrections[first_state + h]
             for e in range(acc.shape[1]):
@@ -140,16 +145,15 @@ def _make_multiply_keys(row: Row, page_size: int, warp_heads: int, is_shared: bo
     return multiply_keys
 
 
-def _value_batch(row: Row, warp_heads: int) -> int:
-    """Return the V rows that a lane starts to read at once: fewer where its sums take registers."""
+def _value_batch(row: Row) -> int:
+    """Return the V rows that a lane starts to read at once."""
     steps = TOKENS // (32 // row.lanes)
-    loads = LOADS if warp_heads < 4 else LOADS // 2
-    return _largest_divisor(steps, loads // row.vectors_per_lane)
+    return _largest_divisor(steps, LOADS // row.vectors_per_lane)
 
 
-def _value_words(row: Row, warp_heads: int) -> tuple[int, int]:
+def _value_words(row: Row) -> tuple[int, int]:
     """Return the shape of the words that such a batch brings."""
-    return _value_batch(row, warp_heads) * row.vectors_per_lane, 4
+    return _value_batch(row) * row.vectors_per_lane, 4
 
 
 def _make_values(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
@@ -161,7 +165,7 @@ def _make_values(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_
     load_vector = make_load_vector(row, row.column_words, is_shared)
     unpack, vector, lanes = UNPACK[row.kv_dtype], row.vector, row.lanes
     rows_at_once, per_lane = 32 // lanes, row.vectors_per_lane
-    batch = _value_batch(row, warp_heads)
+    batch = _value_batch(row)
     batches = TOKENS // rows_at_once // batch
 
     @device

@@ -190,20 +190,21 @@ def _quad_sum_2(sums, t):
 
 @device
 def _quad_sum_4(sums, t):
-    high = t & 2 != 0
-    keep0 = sums[2] if high else sums[0]
-    keep1 = sums[3] if high else sums[1]
-    give0 = sums[0] if high else sums[2]
-    give1 = sums[1] if high else sums[3]
-    a = keep0 + shfl_xor(give0, uint32(2))
-    b = keep1 + shfl_xor(give1, uint32(2))
     odd = t & 1 != 0
-    keep = b if odd else a
-    give = a if odd else b
-    return keep + shfl_xor(give, uint32(1))
+    keep0 = sums[1] if odd else sums[0]
+    keep1 = sums[3] if odd else sums[2]
+    give0 = sums[0] if odd else sums[1]
+    give1 = sums[2] if odd else sums[3]
+    a = keep0 + shfl_xor(give0, uint32(1))
+    b = keep1 + shfl_xor(give1, uint32(1))
+    high = t & 2 != 0
+    keep = b if high else a
+    give = a if high else b
+    return keep + shfl_xor(give, uint32(2))
 
 
-# quad_sums[n](sums, t): the sums of n numbers over a quad; lane t has the one of number t % n
+# quad_sums[n](sums, t): the sums of n numbers over a quad; lane t has the one of number t % n. Every
+# sum is (lane 0 + 1) + (lane 2 + 3), so that a number has the same bits beside any others.
 QUAD_SUMS = {1: _quad_sum_1, 2: _quad_sum_2, 4: _quad_sum_4}
 
 

@@ -154,6 +154,7 @@ def select_pages_kernel() -> Kernel:
         num_threads=NUM_THREADS,
         max_registers=64,
         load_bytes=4,
+        low_occupancy="keys of a row in shared memory: it is the number of rows that fills a device",
     )
 
 

@@ -9,9 +9,12 @@ import numpy as np
 
 from numbadsd.kernels import shared
 from numbadsd.kernels.cpu import append as cpu_append
+from numbadsd.kernels.cpu import prefill as cpu_prefill
 from numbadsd.kernels.cuda.append import append_runs, summarise_pages
 from numbadsd.kernels.cuda.attend import attend_pages, workspace_sizes
+from numbadsd.kernels.cuda.prefill import fill_uniform
 from numbadsd.kernels.cuda.score import factors_size, score_pages
+from numbadsd.kernels.cuda.tables import pack_tables
 from numbadsd.kernels.cuda.topk import select_pages
 from numbadsd.kernels.score_shape import score_shape
 from tests import oracle
@@ -164,44 +167,73 @@ class Pool:
         self.kind = kind
         self.host = list(test_append.make_pool(dtype, kind, **shape))
         if summary_dtype is not None:
-            self.host[2] = self.host[2].astype(summary_dtype)
-        self.on_device = [self._upload(array) for array in self.host]
-        self.page_tokens = output(len(self.host[0]), np.int32)
-
-    @staticmethod
-    def _upload(array):
-        copy = output(array.shape, array.dtype)
-        stream().upload(copy, array)
-        return copy
+            self.host[2] = self.host[2].astype(test_append.DTYPES[summary_dtype])
+        self.page_tokens = np.zeros(len(self.host[0]), np.int32)
+        self.on_device = [_copy(array) for array in (*self.host, self.page_tokens)]
 
     def append(self, tokens, runs):
         """Store tokens [2, n, G, D] in runs of (page, first slot, count), on both sides."""
         test_append.append(self.host, tokens, runs, self.kind)
+        for page, slot, count in runs:
+            self.page_tokens[page] = slot + count
         pages, slots, counts = zip(*runs, strict=True) if runs else ((), (), ())
+        keys, values, summaries, page_tokens = self.on_device
         append_runs(
             up(tokens[0]), up(tokens[1]), up(np.array(pages, np.int32)),
             up(np.array(slots, np.int32)), up(np.cumsum([0, *counts]).astype(np.int64)),
-            *self.on_device[:2], self.kind, self.on_device[2], stream=stream(),
-            page_tokens=self.page_tokens,
+            keys, values, self.kind, summaries, stream=stream(), page_tokens=page_tokens,
         )  # fmt: skip
 
     def check(self):
-        """Fail unless both sides hold the same bits, in every page and every summary."""
-        for host, device in zip(self.host, self.on_device, strict=True):
-            assert intact(device), "written out of range"
-            assert_same_numbers(down(device), host)
+        """Fail unless both sides hold the same bits, everywhere."""
+        assert all(map(intact, self.on_device)), "written out of range"
+        host = (*self.host, self.page_tokens)
+        for device, expected in zip(map(down, self.on_device), host, strict=True):
+            assert_same_numbers(device, expected)
 
-    def check_rebuild(self, page_ids, page_tokens):
+    def check_rebuild(self, page_ids):
         """Fail unless summaries made again from keys are those of the CPU, and of the pool."""
-        ids, counts = (np.array(numbers, np.int32) for numbers in (page_ids, page_tokens))
+        ids = np.array(page_ids, np.int32)
+        counts = self.page_tokens[ids]
         host = np.zeros((len(ids), *self.host[2].shape[1:]), self.host[2].dtype)
         cpu_append.summarise_pages(self.host[0], ids, counts, self.kind, host)
         rebuilt = output(host.shape, host.dtype)
-        summarise_pages(
-            self.on_device[0], up(ids), up(counts), self.kind, rebuilt, stream=stream()
-        )
+        keys, _, summaries, _ = self.on_device
+        summarise_pages(keys, up(ids), up(counts), self.kind, rebuilt, stream=stream())
         assert_same_numbers(written(rebuilt), host)
-        assert_same_numbers(down(self.on_device[2])[ids], host)
+        assert_same_numbers(down(summaries)[ids], host)
+
+
+def _copy(array):
+    """Return a copy of an array on the device, with the margins of an `output`."""
+    copy = output(array.shape, array.dtype)
+    stream().upload(copy, array)
+    stream().synchronize()
+    return copy
+
+
+def check_fill(shape, seed, kind, first_token=0):
+    """Fail unless synthetic tokens are those of the CPU, bit for bit."""
+    rng = np.random.default_rng(shape[0])
+    request_ids = rng.integers(0, 1000, shape[0])
+    tokens = first_token + rng.permutation(shape[0])
+    numbers, expected = output(shape, np.float32), np.empty(shape, np.float32)
+    fill_uniform(numbers, seed, up(request_ids), up(tokens), kind, stream=stream())
+    cpu_prefill.fill_uniform(expected, seed, request_ids, tokens, kind)
+    assert_same_bits(written(numbers), expected)
+
+
+def check_packed(rows, row_pages, row_tokens, page_size):
+    """Fail unless the table of rows is the one that lists make."""
+    tokens = row_tokens[rows]
+    counts = -(-tokens // page_size)
+    lists = [row_pages[row, :count] for row, count in zip(rows, counts, strict=True)]
+    indptr, page_ids = csr(lists)
+    last = tokens - np.maximum(counts - 1, 0) * page_size
+    outputs = [output(len(a), np.int32) for a in (indptr, page_ids, last, counts)]
+    pack_tables(*map(up, (rows, row_pages, row_tokens)), page_size, *outputs, stream=stream())
+    for array, expected in zip(outputs, (indptr, page_ids, last, counts), strict=True):
+        np.testing.assert_array_equal(written(array), expected)
 
 
 def assert_same_numbers(a, b):

@@ -1,5 +1,7 @@
 """attend_pages on a device against float64 softmax attention, at every seam."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -24,51 +26,45 @@ def test_dense_attention_at_the_seams_of_pages(page_size, dtype, head_dim):
     AttendCase(contexts, page_size=t, dtype=dtype, head_dim=head_dim, heads=2).check()
 
 
-@pytest.mark.parametrize("heads, kv_heads", [(1, 1), (4, 1)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 96, 128, 256])
-def test_every_head_dim(head_dim, dtype, heads, kv_heads):
-    AttendCase([21], head_dim=head_dim, dtype=dtype, heads=heads, kv_heads=kv_heads).check()
+def test_every_head_dim(head_dim, dtype):
+    heads = 1 + (head_dim // 16 + len(dtype)) % 4
+    AttendCase([21], head_dim=head_dim, dtype=dtype, heads=heads, kv_heads=1).check()
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 16])
 def test_every_group_size(group):
-    case = AttendCase([70, 5], heads=2 * group, kv_heads=2, page_size=8)
+    kv_heads = 2 if group < 8 else 1
+    case = AttendCase([70], heads=group * kv_heads, kv_heads=kv_heads, page_size=8)
     case.check()
-    case.check(case.random_pages(1, K, seed=group))
-    case.check(case.random_pages(2, K, seed=group))
-    if group in (2, 5):
-        case.check(case.random_pages(2 * group, K, seed=group))
+    for units in {kv_heads, group * kv_heads if group in (2, 5) else 1}:
+        case.check(case.random_pages(units, K, seed=group))
 
 
 @pytest.mark.parametrize("units", [1, 2, 4])
 @pytest.mark.parametrize("page_size, dtype", [(1, "float16"), (8, "bfloat16"), (16, "float32")])
 def test_every_unit_attends_to_its_own_pages(page_size, dtype, units):
     t = page_size
-    pages = [0, 1, K - 1, K, K + 1, 9]  # with a tail page of 1 token, and of t
-    case = AttendCase([max(0, (n - 1) * t + 1) for n in pages], page_size=t, dtype=dtype)
-    case.check(case.random_pages(units, K, seed=t))
-    case = AttendCase([n * t for n in pages[1:]], page_size=t, dtype=dtype, seed=1)
-    case.check(case.random_pages(units, K, seed=t))
+    contexts = [0, 1, (K - 2) * t + 1, K * t, K * t + 1, 9 * t]  # P = 0, 1, K - 1, K, K + 1, 9
+    heads, kv_heads = (2, 1) if units < 4 else (4, 2)
+    case = AttendCase(contexts, page_size=t, dtype=dtype, heads=heads, kv_heads=kv_heads)
+    case.check(case.random_pages(min(units, heads), K, seed=t))
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 16])
 def test_selecting_every_page_gives_the_bits_of_dense(group):
-    kv_heads = 2 if group < 5 else 1
-    case = AttendCase([100, 1, 0, 16], heads=group * kv_heads, kv_heads=kv_heads, page_size=8)
+    kv_heads = 2 if group < 4 else 1
+    case = AttendCase([70], heads=group * kv_heads, kv_heads=kv_heads, page_size=8)
     dense = case.run()
-    for units in {1, kv_heads, group * kv_heads}:
-        every = case.first_pages(units, 13)
-        assert_same_bits(case.run(selected=every), dense)  # k = P
-        assert_same_bits(case.run(selected=every, k=15), dense)
+    for units, k in ((kv_heads, 11), (group * kv_heads, 9)):  # more than P, and P
+        assert_same_bits(case.run(selected=case.first_pages(units, k), k=k), dense)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_selecting_every_page_gives_the_bits_of_dense_in_half_precision(dtype):
-    case = AttendCase([150], heads=4, kv_heads=1, head_dim=48, dtype=dtype)
-    dense = case.run()
-    for units in (1, 4):
-        assert_same_bits(case.run(selected=case.first_pages(units, 11)), dense)
+    case = AttendCase([70, 1], heads=4, kv_heads=1, head_dim=48, dtype=dtype)
+    assert_same_bits(case.run(selected=case.first_pages(4, 5)), case.run())
 
 
 def test_no_pages_give_zeros_and_minus_infinity():
@@ -133,14 +129,14 @@ def test_logits_that_are_all_minus_infinity_give_zeros(tokens):
 @pytest.mark.parametrize("position", [0, 17, 69])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_key_that_is_no_number_reaches_its_own_kv_head_only(value, position):
-    case = AttendCase([70, 30])
+    case = AttendCase([70, 30], heads=2)
     case.queries[:] = np.abs(case.queries)  # an infinite key is a logit of +inf: inf - inf is NaN
     clean = case.run()
     page = case.pages[0][position // 16]
     case.pool_keys[page, 1, position % 16, 3] = value
     outputs, lse = case.run()
-    assert np.all(np.isnan(outputs[0, 2:])) and np.all(np.isnan(lse[0, 2:]))
-    assert_same_bits(outputs[0, :2], clean[0][0, :2])
+    assert np.all(np.isnan(outputs[0, 1])) and np.isnan(lse[0, 1])
+    assert_same_bits(outputs[0, 0], clean[0][0, 0])
     assert_same_bits([outputs[1], lse[1]], [clean[0][1], clean[1][1]])
 
 
@@ -167,25 +163,29 @@ def test_a_value_that_is_no_number_stays_in_its_column():
     assert np.all(np.isfinite(lse))
 
 
-@pytest.mark.parametrize("heads, units", [(4, None), (4, 2), (5, None)])
-def test_a_request_has_the_same_bits_alone_and_in_any_batch(heads, units):
-    case = AttendCase([140, 1, 0, 65], heads=heads, kv_heads=2 if heads == 4 else 1, page_size=8)
+@pytest.mark.parametrize("heads, kv_heads, units", [(2, 1, None), (4, 2, 2), (5, 1, None)])
+def test_a_request_has_the_same_bits_alone_and_in_any_batch(heads, kv_heads, units):
+    case = AttendCase([140, 1, 0, 65], heads=heads, kv_heads=kv_heads, page_size=8)
     selected = None if units is None else case.random_pages(units, 12)
     check_same_alone(
-        case, ([0], [3, 2], [3, 2, 1, 0], [1, 1]),
+        case, ([0], [2, 3, 1]),
         lambda case, requests: case.run(requests, selected),
     )  # fmt: skip
-    assert_same_bits(case.run(selected=selected, spare_pages=90), case.run(selected=selected))
+
+
+def test_room_for_longer_requests_does_not_change_the_bits():
+    case = AttendCase([140, 1], heads=1, kv_heads=1, page_size=8)
+    assert_same_bits(case.run(spare_pages=90), case.run())
 
 
 def test_physical_pages_do_not_change_the_bits():
-    first, second = AttendCase([100, 30], order=1), AttendCase([100, 30], order=2)
+    first, second = (AttendCase([100], heads=1, kv_heads=1, order=order) for order in (1, 2))
     assert not np.array_equal(first.pages[0], second.pages[0])
     assert_same_bits(first.run(), second.run())
 
 
 def test_two_runs_give_the_same_bits():
-    check_repeats(AttendCase([150, 3], heads=5, kv_heads=1).runs(), 3)
+    check_repeats(AttendCase([150, 3], heads=3, kv_heads=1).runs(), 2)
 
 
 SPLIT_SEAMS = [63, 64, 65, 128, 1024, 1025, 4096, 4097]
@@ -203,9 +203,9 @@ def test_splits_of_pages_that_do_not_divide_them(page_size):
 
 def test_a_selection_is_cut_by_its_own_length():
     """A long request's short selection is a short row."""
-    case = AttendCase([1100], heads=2, kv_heads=2)
-    case.check(case.random_pages(1, 64))
-    case.check(case.random_pages(2, 65))
+    case = AttendCase([1100], heads=1, kv_heads=1)
+    for k in (64, 65):
+        case.check(case.random_pages(1, k))
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 16, 100, 256, 300, 5000])
@@ -245,29 +245,28 @@ def test_the_arguments_that_wrong_ones_are_made_of_are_right():
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("queries", np.zeros((1, 4, 16)), "dtype float64, want float32"),
-        ("queries", np.zeros((4, 16), np.float32), r"shape \(4, 16\), want \(any, any, any\)"),
-        ("queries", np.zeros((1, 4, 32), np.float32), None),
-        ("keys", np.zeros((3, 2, 16), np.float32), r"shape \(3, 2, 16\), want \(any, 2, any, 16\)"),
-        ("keys", np.zeros((3, 4, 16, 16), np.float32), r"want \(any, 2, any, 16\)"),
-        ("keys", np.zeros((3, 2, 16, 16)), "dtype float64, want float32, float16 or bfloat16"),
-        ("values", np.zeros((2, 2, 16, 16), np.float32), r"want \(3, 2, 16, 16\)"),
-        ("values", np.zeros((3, 2, 16, 16), np.float16), "dtype float16, want float32"),
-        ("page_indptr", np.array([0, 1, 2], np.int32), r"shape \(3,\), want \(2,\)"),
-        ("page_indptr", np.array([0, 2]), "dtype int64, want int32"),
-        ("page_ids", np.array([0, 1]), "dtype int64, want int32"),
-        ("last_page_tokens", np.array([1, 1], np.int32), r"shape \(2,\), want \(1,\)"),
-        ("outputs", np.zeros((1, 4, 8), np.float32), r"want \(1, 4, 16\)"),
-        ("outputs", np.zeros((1, 4, 16)), "dtype float64, want float32"),
-        ("lse", np.zeros((1, 3), np.float32), r"shape \(1, 3\), want \(1, 4\)"),
-        ("selected", np.zeros((2, 1, 2), np.int32), r"want \(1, any, any\)"),
-        ("selected", np.zeros((1, 1, 2)), "dtype float64, want int32"),
-        ("selected", np.zeros((1, 3, 2), np.int32), None),
+        ("queries", np.zeros((1, 4, 16)), "queries: got dtype float64, want float32"),
+        ("queries", np.zeros((4, 16), np.float32), "queries: got shape (4, 16), want (any, any, any)"),
+        ("queries", np.zeros((1, 4, 32), np.float32), "keys: got shape (3, 2, 16, 16), want (any, 2, any, 32)"),
+        ("keys", np.zeros((3, 2, 16), np.float32), "keys: got shape (3, 2, 16), want (any, 2, any, 16)"),
+        ("keys", np.zeros((3, 4, 16, 16), np.float32), "keys: got shape (3, 4, 16, 16), want (any, 2,"),
+        ("keys", np.zeros((3, 2, 16, 16)), "keys: got dtype float64, want float32, float16 or"),
+        ("values", np.zeros((2, 2, 16, 16), np.float32), "values: got shape (2, 2, 16, 16), want (3,"),
+        ("values", np.zeros((3, 2, 16, 16), np.float16), "values: got dtype float16, want float32"),
+        ("page_indptr", np.array([0, 1, 2], np.int32), "page_indptr: got shape (3,), want (2,)"),
+        ("page_indptr", np.array([0, 2]), "page_indptr: got dtype int64, want int32"),
+        ("page_ids", np.array([0, 1]), "page_ids: got dtype int64, want int32"),
+        ("last_page_tokens", np.array([1, 1], np.int32), "last_page_tokens: got shape (2,), want (1,)"),
+        ("outputs", np.zeros((1, 4, 8), np.float32), "outputs: got shape (1, 4, 8), want (1, 4, 16)"),
+        ("outputs", np.zeros((1, 4, 16)), "outputs: got dtype float64, want float32"),
+        ("lse", np.zeros((1, 3), np.float32), "lse: got shape (1, 3), want (1, 4)"),
+        ("selected", np.zeros((2, 1, 2), np.int32), "selected: got shape (2, 1, 2), want (1, any, any)"),
+        ("selected", np.zeros((1, 1, 2)), "selected: got dtype float64, want int32"),
+        ("selected", np.zeros((1, 3, 2), np.int32), "queries: got 2 query heads on a kv head, 3 lists"),
     ],
 )
 def test_a_wrong_argument_is_a_value_error(name, value, message):
-    start = ".*got .*want" if message is None else f"^{name}: got {message}".replace("got want", "want")
-    with pytest.raises(ValueError, match=start):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         attend_pages(**arguments(**{name: value}))
 
 
