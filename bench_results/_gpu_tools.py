@@ -131,7 +131,7 @@ def _errors(status: int | None, output: str) -> str:
     """Return what a run of the tool counted, or why it did not."""
     found = re.findall(r"(?:ERROR SUMMARY: (\d+) error|SUMMARY: (\d+) hazard.*)", output)
     if status is None:
-        return f"late after {_TOOL_S} s"
+        return "late"
     if not found:
         said = re.findall(r"=+ (Error.*|.*[Nn]ot supported.*)", output)
         return f"no summary, status {status}: {said[-1] if said else 'see the log'}"
@@ -200,7 +200,7 @@ def profile(run: Run) -> None:
     print(tabulate(kernels, headers="keys", floatfmt=".4g"))
     longest = max(kernels, key=lambda row: row["us"])
     run.tell(
-        f"{len(kernels)} kernels; {longest['kernel'][:40]}: {longest['us']:.1f} us, "
+        f"{len(kernels)} kernels; {longest['kernel']} {longest['us']:.1f} us, "
         f"{longest['dram_percent']:.0f} % of DRAM, occupancy {longest['occupancy_percent']:.0f} %",
         case=PROFILED.name, kernels=kernels,
     )  # fmt: skip
@@ -213,7 +213,8 @@ def _kernels(output: str) -> list[dict]:
     for row in csv.DictReader(lines):
         if not row["ID"].isdigit():  # the units
             continue
-        numbers = {"kernel": row["Kernel Name"]}
+        short = re.search(r"locals_3e(?:::|\d+)([a-z_]+)", row["Kernel Name"])
+        numbers = {"kernel": short[1] if short else row["Kernel Name"][:60]}
         for metric, (name, factor) in METRICS.items():
             numbers[name] = _number(row.get(metric)) * factor
         rows.append(numbers)

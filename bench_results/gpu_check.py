@@ -14,8 +14,8 @@ folder holds, at most:
 
 It needs numba, numba-cuda with NVVM and nvJitLink, cuda-bindings, numpy, ml_dtypes, click,
 tabulate, tqdm, psutil, and pytest with hypothesis for the tests. Not needed: platformdirs (a
-stand-in takes its place where it is missing), greenlet (the simulator's), plugins of pytest
-(switched off), pyelftools (a test file that imports it counts as one error). What torch, ncu and
+stand-in takes its place where it is missing), greenlet (the simulator's), pyelftools (the test file
+that imports it is left out), plugins of pytest (switched off). What torch, ncu and
 compute-sanitizer would do is skipped where they are missing. Ends with status 1 when a step failed
 or was late.
 """
@@ -40,6 +40,7 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parents[1]
 STEPS_FILE = Path(__file__).resolve().with_name("_gpu_steps.py")
 RESULT = "RESULT "  # a step's line with its status, key figure and numbers; the last one counts
+TOOLKIT = Path("/usr/local/cuda")
 OWN_S = 3.0  # kept back: to end a late step, and for the summary
 BAD = ("failed", "late")
 _PLATFORMDIRS = '''"""Stands in for platformdirs, which is not installed here."""
@@ -133,6 +134,8 @@ def default_folder(commit: str) -> Path:
 def step_environment(scratch: Path) -> dict[str, str]:
     """Return the environment of the steps, with a stand-in for what may be missing."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    if not {"CUDA_HOME", "CUDA_PATH"} & set(os.environ) and (TOOLKIT / "nvvm").is_dir():
+        environment["CUDA_HOME"] = str(TOOLKIT)  # where the compiler is, unless pip installed one
     if find_spec("platformdirs") is None:
         (scratch / "platformdirs.py").write_text(_PLATFORMDIRS)
         inherited = os.environ.get("PYTHONPATH")
@@ -226,7 +229,7 @@ def run_all(steps: tuple[Step, ...], minutes: float, arguments: list[str], out: 
 
 def table(outcomes: list[Outcome]) -> str:
     """Return the outcomes as one reads them."""
-    width = max(40, shutil.get_terminal_size((150, 24)).columns - 30)
+    width = max(40, shutil.get_terminal_size((280, 24)).columns - 30)
     rows = [(o.step, o.status, f"{o.seconds:.1f}", o.figure[:width]) for o in outcomes]
     return tabulate(rows, ["step", "status", "seconds", "key figure"], disable_numparse=True)
 

@@ -21,6 +21,20 @@ settings.load_profile("numbadsd")
 
 
 @pytest.fixture
+def simulator_as_gpu(monkeypatch):
+    """Let `dsd_bench` take the simulator for a GPU that it uses unasked."""
+    monkeypatch.setattr("numbadsd.bench.sampling.SIMULATED", False)
+
+
+@pytest.fixture
+def no_gpu(simulator_as_gpu, monkeypatch):
+    """Make every GPU path unavailable; returns the reason and the remedy."""
+    problem = ("no GPU was found", "plug one in")
+    monkeypatch.setattr("numbadsd.decode.path.why_unavailable", lambda: problem)
+    return problem
+
+
+@pytest.fixture
 def num_threads():
     """Return a setter of Numba's thread count; the old count comes back after the test."""
     before = numba.get_num_threads()

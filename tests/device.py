@@ -46,9 +46,10 @@ def output(shape, dtype, byte: int = POISON) -> DeviceArray:
 def intact(array: DeviceArray) -> bool:
     """Tell whether nothing was written around an `output`."""
     around = down(array.owner)
-    return bool(np.all(around[:_MARGIN_BYTES] == around[0]) and np.all(
-        around[around.size - _MARGIN_BYTES :] == around[0]
-    ))
+    return bool(
+        np.all(around[:_MARGIN_BYTES] == around[0])
+        and np.all(around[around.size - _MARGIN_BYTES :] == around[0])
+    )
 
 
 def written(array: DeviceArray) -> np.ndarray:

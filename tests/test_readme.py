@@ -1,13 +1,17 @@
 """The README tells the truth: what it shows is run."""
 
+import os
 import re
 import shlex
 import subprocess
 import sys
 import sysconfig
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
+from tests.cli.process import NO_GPU
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,25 +21,58 @@ COMMANDS = [
     line for kind, text in BLOCKS if kind == "" for line in text.splitlines() if line.strip()
 ]
 OWN_COMMANDS = [line for line in COMMANDS if line.startswith("dsd_")]
+GPU_COMMANDS = [line for line in OWN_COMMANDS if "_gpu" in line]
+CPU_COMMANDS = [line for line in OWN_COMMANDS if "_gpu" not in line]
 
 
-def test_every_command_is_one_that_is_run_here_or_by_the_check_of_a_clean_checkout():
+def run_command(command, **environment):
+    """Run a command of the README; returns what it prints."""
+    name, *arguments = shlex.split(command)
+    done = subprocess.run(
+        [str(SCRIPTS / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_command_is_run_here_or_by_the_check_of_a_clean_checkout_or_installs():
     others = [line for line in COMMANDS if line not in OWN_COMMANDS]
     assert others == [
         "python -m venv .venv && .venv/bin/pip install . && .venv/bin/dsd_bench",
         "python -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest",
+        ".venv/bin/pip install '.[cuda]'",
     ]
-    assert len(OWN_COMMANDS) >= 2
+    assert len(CPU_COMMANDS) >= 2
 
 
-@pytest.mark.parametrize("command", OWN_COMMANDS)
+def test_every_extra_that_is_named_exists():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    named = set(re.findall(r"\.\[(\w+)\]", README))
+    assert {"test", "cuda"} <= named <= set(setup["options.extras_require"])
+
+
+@pytest.mark.parametrize("command", CPU_COMMANDS)
 def test_a_command_of_the_readme_prints_a_verdict(command):
-    name, *arguments = shlex.split(command)
-    done = subprocess.run(
-        [str(SCRIPTS / name), *arguments], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"== Verdict ==\nSparse \w+ ", done.stdout)
+    assert re.search(r"== Verdict ==\nSparse \w+ ", run_command(command))
+
+
+@pytest.mark.parametrize("command", GPU_COMMANDS)
+def test_a_gpu_command_of_the_readme_says_at_once_that_there_is_no_gpu(command):
+    output = run_command(command, **NO_GPU)
+    assert re.search(r"^dense_gpu, sparse_gpu unavailable: .+; .+", output, re.MULTILINE)
+    assert "== Verdict ==\nNo verdict" in output
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("command", GPU_COMMANDS)
+def test_a_gpu_command_of_the_readme_prints_a_verdict(command):
+    output = run_command(command, NUMBA_ENABLE_CUDASIM="0")
+    assert re.search(r"== Verdict ==\nSparse .* on the GPU", output)
 
 
 def test_the_python_of_the_readme_runs_as_it_stands():

@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from numbadsd.config import DecodeBenchConfig, ModelConfig, check
 from numbadsd.kernels.cpu.attend import SPLIT_TOKENS
-from numbadsd.kernels.cuda.runtime import why_unavailable
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.layout import cache_bytes
 from numbadsd.workload.captures import Capture, CapturedWorkload, load_capture
@@ -25,6 +24,7 @@ __all__ = [
     "lives_on_device",
     "load_capture",
     "make_workload",
+    "unfilled",
 ]
 
 FILL_BYTES = 16 << 20  # of K and V in float32 at a time: memory stays near the pool itself
@@ -53,7 +53,7 @@ def lives_on_device(config: DecodeBenchConfig, capture: Capture | None = None) -
     """Whether nothing needs the tokens on the host: GPU paths alone, and data that is random."""
     gpu_only = config.paths is not None and all(name.endswith("_gpu") for name in config.paths)
     is_random = capture is None and config.data == "uniform"
-    return gpu_only and is_random and why_unavailable() is None
+    return gpu_only and is_random
 
 
 def make_workload(config: DecodeBenchConfig, capture: Capture | None = None):
@@ -134,9 +134,9 @@ def fill_cache(model: ModelConfig, workload, on_device: bool = False) -> DecodeD
 
     `on_device` makes the tokens of a uniform workload on the GPU, with no copy on the host.
     """
-    context_tokens = np.asarray(workload.context_tokens, np.int64)
     if on_device:
-        return _fill_device(model, workload, context_tokens)
+        return _fill_device(model, workload)
+    context_tokens = np.asarray(workload.context_tokens, np.int64)
     cache = PagedKvCache(model, pool_pages(model, context_tokens))
     float32_token_bytes = 2 * 4 * model.num_kv_heads * model.head_dim
     chunk_tokens = max(1, FILL_BYTES // float32_token_bytes)
@@ -150,14 +150,21 @@ def fill_cache(model: ModelConfig, workload, on_device: bool = False) -> DecodeD
     return DecodeData(cache, workload.queries, request_ids, context_tokens, workload)
 
 
-def _fill_device(model: ModelConfig, workload, context_tokens: np.ndarray) -> DecodeData:
+def unfilled(model: ModelConfig, workload) -> DecodeData:
+    """Return a workload with a cache that counts its pages and holds no tokens on the host."""
+    context_tokens = np.asarray(workload.context_tokens, np.int64)
+    cache = PagedKvCache(model, pool_pages(model, context_tokens), allocate_storage=False)
+    request_ids = list(range(len(context_tokens)))
+    return DecodeData(cache, workload.queries, request_ids, context_tokens, workload)
+
+
+def _fill_device(model: ModelConfig, workload) -> DecodeData:
     """Make the tokens of a uniform workload where they are used."""
     # imported here: it needs CUDA, which this command does without
     from numbadsd.pages.device import device_pool_of
 
-    cache = PagedKvCache(model, pool_pages(model, context_tokens), allocate_storage=False)
-    pool = device_pool_of(cache)
-    request_ids = list(range(len(context_tokens)))
-    for request_id in tqdm(request_ids, desc="filling", leave=False, disable=None):
-        pool.prefill_synthetic(request_id, int(context_tokens[request_id]), workload.seed)
-    return DecodeData(cache, workload.queries, request_ids, context_tokens, workload)
+    data = unfilled(model, workload)
+    pool = device_pool_of(data.cache)
+    for request_id in tqdm(data.request_ids, desc="filling", leave=False, disable=None):
+        pool.prefill_synthetic(request_id, int(data.context_tokens[request_id]), workload.seed)
+    return data

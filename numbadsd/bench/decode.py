@@ -13,6 +13,7 @@ from numbadsd.bench.data import (
     lives_on_device,
     make_workload,
     pool_pages,
+    unfilled,
 )
 from numbadsd.bench.record import SCHEMA_VERSION, environment
 from numbadsd.bench.sampling import Bandwidth, Run, is_gpu, make_runs, path_names, take_samples
@@ -44,7 +45,10 @@ def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "ds
     """
     workload = make_workload(config, capture)
     runs, missing = make_runs(config, pool_pages(config.model, workload.context_tokens))
-    data = fill_cache(config.model, workload, lives_on_device(config, capture))
+    if runs:
+        data = fill_cache(config.model, workload, lives_on_device(config, capture))
+    else:
+        data = unfilled(config.model, workload)
     for name, run in runs.items():
         run.path = make_path(name, data.cache, fused=config.fused)
     bandwidth = take_samples(config, data, runs)

@@ -149,10 +149,8 @@ class _Memory:
         self.bandwidth = Bandwidth()
         self._pool = data.cache.pool
         self._copy = CopyProbe() if any(map(is_gpu, runs)) else None
-        if not all(map(is_gpu, runs)) or not runs:
+        if not all(map(is_gpu, runs)):
             measure_read_gbps(self._pool.keys, self._pool.values)  # touches every page
-            if not runs:
-                self("dense_cpu", is_kept=True)
 
     def __call__(self, path_name: str, is_kept: bool) -> None:
         if is_gpu(path_name):

@@ -9,6 +9,8 @@ import pytest
 
 from numbadsd.analysis import devices
 from numbadsd.kernels.cpu.probe import multiply_add, read_sweep
+from numbadsd.kernels.cuda import sim_driver
+from numbadsd.kernels.cuda.sim_driver import SimDriver
 
 MAX_CHUNKS = 64  # of a sweep; each may leave less than one word
 
@@ -56,3 +58,43 @@ def test_a_rate_is_measured_over_milliseconds_not_over_the_start_of_threads(num_
         multiply_add(devices._FMA_ROUNDS, 1)
         times_ms.append((perf_counter() - start) * 1e3)
     assert min(times_ms) > 1.0
+
+
+@pytest.fixture
+def one_second_an_event(monkeypatch):
+    """Make every event of the simulator one second after the one before."""
+    ticks = itertools.count()
+    monkeypatch.setattr(sim_driver, "perf_counter", lambda: float(next(ticks)))
+
+
+def test_a_copy_counts_what_it_reads_and_what_it_writes(one_second_an_event):
+    assert devices.CopyProbe().measure_gbps() == pytest.approx(2 * 65536 / 1e9)
+
+
+def test_a_copy_is_made_of_every_byte(monkeypatch):
+    driver = SimDriver()
+    monkeypatch.setattr(devices, "get_driver", lambda: driver)
+    probe = devices.CopyProbe()
+    copied = np.zeros(65536, np.uint8)
+    driver.stream().download(copied, probe._target)
+    assert (copied == 1).all()
+
+
+def test_copies_leave_most_of_the_memory_of_a_device_free(monkeypatch, one_second_an_event):
+    monkeypatch.setattr(sim_driver, "MEMORY_BYTES", 8000)
+    assert devices.CopyProbe().measure_gbps() == pytest.approx(2 * 1000 / 1e9)
+
+
+def test_copies_on_a_device_are_far_larger_than_its_caches(monkeypatch):
+    class Device(SimDriver):
+        is_simulated = False
+
+        def empty(self, shape, dtype):
+            sizes.append(shape)
+            return super().empty(16, dtype)
+
+    sizes = []
+    monkeypatch.setattr(devices, "get_driver", Device)
+    monkeypatch.setattr(sim_driver, "MEMORY_BYTES", 80 << 30)
+    devices.CopyProbe()
+    assert sizes == [1 << 30, 1 << 30]

@@ -3,7 +3,9 @@
 GPU_REASON = "no GPU was found; plug one in"
 
 
-def path_record(total_ms=1.0, *, fraction=0.9, spread=1.25, overheads=None, **stages_ms):
+def path_record(
+    total_ms=1.0, *, fraction=0.9, spread=1.25, overheads=None, kernel_ms=None, **stages_ms
+):
     """Return the record of a path that ran; the rest of its total is attention."""
     stages = {"score": 0.0, "topk": 0.0, "gather": 0.0, "attend": 0.0} | stages_ms
     names = ("malloc", "h2d", "d2h", "free", "launch", "sync", "page_table", "sparse_layout")
@@ -23,6 +25,7 @@ def path_record(total_ms=1.0, *, fraction=0.9, spread=1.25, overheads=None, **st
         },
         "stages_ms": stages,
         "overheads_ms": overheads,
+        "kernel_ms": kernel_ms,
         "bytes_read": 4_000_000,
         "floor_ms": 0.5,
         "achieved_gbps": 8 * fraction,
@@ -44,11 +47,15 @@ def traffic_record(name):
         "intensity": 4_000_000 / num_bytes,
         "bandwidth_floor_us": 1000.5,
         "compute_floor_us": 40.25,
+        "gpu_bandwidth_floor_us": None,
     }
 
 
-def decode_record(**paths):
-    """Return a record of `dsd_bench` with these paths; by default both CPU paths ran."""
+def decode_record(gpu=None, **paths):
+    """Return a record of `dsd_bench` with these paths, on a GPU of that name.
+
+    By default both CPU paths ran and there was no GPU.
+    """
     if not paths:
         paths = {"dense_cpu": path_record(4.0), "sparse_cpu": path_record(1.0, score=0.25)}
         paths |= {"dense_gpu": missing_path(), "sparse_gpu": missing_path()}
@@ -68,7 +75,12 @@ def decode_record(**paths):
         "schema_version": 1,
         "command": "dsd_bench",
         "config": {**config, "model": model, "threads": 2},
-        "environment": {"cpu": "A Processor", "num_threads": 2, "threading_layer": "omp"},
+        "environment": {
+            "cpu": "A Processor",
+            "num_threads": 2,
+            "threading_layer": "omp",
+            "gpu": gpu,
+        },
         "data": {
             "requests": 3,
             "context_tokens": 6000,
@@ -80,6 +92,7 @@ def decode_record(**paths):
         },
         "bandwidth": {
             "read_gbps": {"median": 8.0, "p95": 9.0, "min": 7.0, "samples": [7.0, 8.0, 9.0]},
+            "copy_gbps": None,
             "fp32_gflops": 100.0,
         },
         "analytical": analytical,

@@ -2,6 +2,7 @@
 
 import re
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,10 @@ from numbadsd.bench.data import (
     capture_shape,
     check_memory,
     fill_cache,
+    lives_on_device,
     make_workload,
     pool_pages,
+    unfilled,
 )
 from numbadsd.bench.decode import run_decode_bench
 from numbadsd.config import DecodeBenchConfig
@@ -45,13 +48,13 @@ def bench_config(**changes):
     return DecodeBenchConfig(**(fields | changes))
 
 
-def needed_bytes(model, context_tokens, monkeypatch, fused=True):
+def needed_bytes(model, context_tokens, monkeypatch, fused=True, on_device=False):
     """Return the bytes that the complaint about a machine without memory asks for."""
     monkeypatch.setattr(
         data_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=0, total=0)
     )
     with pytest.raises(ValueError) as caught:
-        check_memory(model, np.asarray(context_tokens), fused)
+        check_memory(model, np.asarray(context_tokens), fused, on_device)
     monkeypatch.undo()
     return int(re.search(r"needs ([\d,]+) bytes", str(caught.value))[1].replace(",", ""))
 
@@ -105,6 +108,71 @@ def test_a_workload_that_cannot_fit_is_refused_before_it_is_made(monkeypatch):
         make_workload(
             bench_config(batch_size=1000, min_context_tokens=tokens, max_context_tokens=tokens)
         )
+
+
+GPU_ALONE = bench_config(paths=("dense_gpu", "sparse_gpu"))
+SOME_CAPTURE = Capture(*(np.zeros((3, 4, 16), np.float32) for _ in range(3)))
+
+
+@pytest.mark.parametrize(
+    ("config", "capture", "expected"),
+    [
+        (GPU_ALONE, None, True),
+        (bench_config(paths=("sparse_gpu",)), None, True),
+        (bench_config(paths=("dense_cpu", "sparse_gpu")), None, False),
+        (bench_config(), None, False),  # the CPU paths run as well
+        (replace(GPU_ALONE, data="structured"), None, False),
+        (GPU_ALONE, SOME_CAPTURE, False),
+    ],
+    ids=["both", "one", "with a CPU path", "all", "structured", "captured"],
+)
+def test_only_random_data_for_gpu_paths_alone_lives_on_the_device(config, capture, expected):
+    assert lives_on_device(config, capture) is expected
+
+
+def test_tokens_on_the_device_are_the_tokens_on_the_host():
+    config = bench_config(batch_size=2, min_context_tokens=5, max_context_tokens=9)
+    workload = make_workload(config)
+    host, device = (fill_cache(config.model, workload, on_device) for on_device in (False, True))
+    assert host.cache.pool.has_storage and not device.cache.pool.has_storage
+    assert host.context_tokens.tolist() == device.context_tokens.tolist()
+    assert host.request_ids == device.request_ids
+    (pool,) = device.cache.mirrors
+    for request_id in host.request_ids:
+        pages = zip(*(d.cache.request_pages(request_id) for d in (host, device)), strict=True)
+        tokens = host.cache.num_tokens(request_id)
+        for place, (host_page, device_page) in enumerate(pages):
+            filled = slice(0, tokens - place * config.page_size)
+            keys, values, _ = pool.download_page(int(device_page))
+            for stored, made in ((host.cache.pool.keys, keys), (host.cache.pool.values, values)):
+                assert np.array_equal(stored[host_page][:, filled], made[:, filled])
+
+
+def test_an_unfilled_batch_counts_its_pages_and_holds_no_tokens():
+    config = small_config()
+    data = unfilled(config, FixedWorkload(config))
+    assert data.cache.pool.capacity_pages == data.cache.pool.num_free_pages == 5
+    assert not data.cache.pool.has_storage and data.context_tokens.tolist() == [9, 1, 4]
+
+
+def test_a_cache_on_the_device_may_outgrow_the_host(monkeypatch):
+    model = bench_config(num_heads=32, num_kv_heads=32, head_dim=128).model
+    tokens = [1 << 20]
+    on_host = needed_bytes(model, tokens, monkeypatch)
+    assert on_host > tokens[0] * model.token_bytes == 32 << 30
+    assert needed_bytes(model, tokens, monkeypatch, on_device=True) < 400 << 20
+
+
+def test_what_a_device_takes_and_gives_must_fit_on_the_host(monkeypatch):
+    model = bench_config(num_heads=4096, num_kv_heads=4096).model
+    needed = needed_bytes(model, [1] * 1000, monkeypatch, on_device=True)
+    assert needed > 2 * 4 * 1000 * 4096 * 16  # queries and outputs
+    make_workload(GPU_ALONE)
+    monkeypatch.setattr(
+        data_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=0, total=0)
+    )
+    with pytest.raises(ValueError, match="bytes of 0 available"):
+        make_workload(GPU_ALONE)
 
 
 def peak_bytes(config):

@@ -93,11 +93,10 @@ def test_a_path_that_ran_has_every_key(record, name):
 
 
 @pytest.mark.parametrize("name", ["dense_gpu", "sparse_gpu"])
-def test_a_path_that_cannot_run_says_why(record, name):
-    path = record["paths"][name]
-    if path["available"]:
-        pytest.skip("there is a GPU here")
-    assert path["reason"]
+def test_the_simulator_is_not_taken_for_a_gpu(record, name):
+    assert record["paths"][name]["available"] is False
+    assert "simulator" in record["paths"][name]["reason"]
+    assert record["environment"]["gpu"] is None and record["bandwidth"]["copy_gbps"] is None
 
 
 def test_the_record_survives_its_file(record, tmp_path):
@@ -148,6 +147,10 @@ def test_bytes_are_those_of_the_batch(record):
     most = pages * 2 * 2 * 16 * 4 + 3 * 3 * 4 * token_bytes
     assert most - 3 * 3 * token_bytes <= record["paths"]["sparse_cpu"]["bytes_read"] <= most
     assert record["analytical"]["sparse_target"]["bytes"] == most
+    dense = record["analytical"]["dense"]
+    fp32_gflops = record["bandwidth"]["fp32_gflops"]
+    assert dense["compute_floor_us"] == pytest.approx(dense["flops"] / fp32_gflops / 1e3)
+    assert dense["gpu_bandwidth_floor_us"] is None
     ratio = most / (tokens * token_bytes)
     assert record["analytical"]["sparse_target_over_dense_bytes"] == pytest.approx(ratio)
 
@@ -225,10 +228,23 @@ def test_only_the_chosen_paths_are_measured(paths):
     assert render_report(record)
 
 
-def test_a_record_without_a_path_that_can_run_is_still_a_record(tmp_path):
+def test_a_record_without_a_path_that_can_run_is_still_a_record(no_gpu, tmp_path):
     record = run_decode_bench(replace(ONCE, paths=("dense_gpu", "sparse_gpu")))
     write_record(record, tmp_path / "r.json")
-    assert record["bandwidth"]["read_gbps"]["median"] > 0
+    for path in record["paths"].values():
+        assert path == {"available": False, "reason": "; ".join(no_gpu)}
+    assert set(record["bandwidth"].values()) == {None}
+    assert record["verdict"]["sentence"].startswith("No verdict")
+    assert "no path ran" in render_report(record)
+
+
+def test_a_cache_that_no_path_reads_is_not_filled(no_gpu, monkeypatch):
+    def fail(*arguments):
+        raise AssertionError("the cache was filled")
+
+    monkeypatch.setattr("numbadsd.bench.decode.fill_cache", fail)
+    record = run_decode_bench(replace(ONCE, paths=("dense_gpu",)))
+    assert record["data"]["requests"] == 3 and record["data"]["pages"] > 0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -151,6 +151,22 @@ def test_a_gpu_pair_that_ran_is_judged_before_the_cpu_pair():
     assert "2.00x slower on the GPU" in verdict["sentence"]
 
 
+def test_a_simulated_gpu_pair_is_not_judged():
+    gpu_paths = {"dense_gpu": path_record(3.0), "sparse_gpu": path_record(1.0)}
+    verdict = decide(decode_record("simulator", **gpu_paths), MODEL)
+    assert verdict["winner"] is verdict["speedup"] is None
+    assert verdict["sentence"].startswith("No verdict")
+    assert "the simulator mean nothing" in verdict["sentence"]
+    assert_is_one_sentence(verdict)
+
+
+def test_a_simulated_gpu_pair_leaves_the_cpu_pair():
+    cpu_paths = {"dense_cpu": path_record(1.0), "sparse_cpu": path_record(2.0)}
+    gpu_paths = {"dense_gpu": path_record(3.0), "sparse_gpu": path_record(1.0)}
+    verdict = decide(decode_record("simulator", **cpu_paths, **gpu_paths), MODEL)
+    assert verdict["backend"] == "cpu" and verdict["winner"] == "dense"
+
+
 def test_a_gpu_pair_that_is_missing_leaves_the_cpu_pair():
     verdict = verdict_of(dense_gpu=missing_path(), sparse_gpu=missing_path())
     assert verdict["backend"] == "cpu" and verdict["winner"] == "sparse"

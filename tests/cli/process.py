@@ -17,6 +17,10 @@ from numbadsd.cli._run import run_command
 TINY = ["3", "2", "16", "40", "7", "1", "0"]
 
 
+# A child process inherits the simulator from the tests; these hide every GPU as well.
+NO_GPU = {"NUMBA_ENABLE_CUDASIM": "0", "CUDA_VISIBLE_DEVICES": ""}
+
+
 class Ended(NamedTuple):
     """What a command left: its status and what it wrote."""
 

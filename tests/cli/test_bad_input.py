@@ -26,7 +26,7 @@ def refused(monkeypatch, capsys, num_threads):
         raise AssertionError("work was started")
 
     monkeypatch.setattr("numbadsd.bench.decode.fill_cache", work)
-    monkeypatch.setattr("numbadsd.bench.decode._make_runs", work)
+    monkeypatch.setattr("numbadsd.bench.decode.make_runs", work)
 
     def run(*arguments, words=()):
         ended = run_here(command, arguments, capsys)

@@ -166,14 +166,6 @@ def test_as_a_process_the_report_goes_to_stdout_and_nothing_to_stderr(tmp_path):
     assert ended.stdout.rstrip().endswith(record["verdict"]["sentence"])
 
 
-def test_without_a_gpu_its_rows_are_unavailable_and_the_status_is_0(invoke):
-    output, record = invoke(*TINY)
-    for name in ("dense_gpu", "sparse_gpu"):
-        if record["paths"][name]["available"]:
-            pytest.skip("there is a GPU here")
-        assert re.search(rf"^{name} .* unavailable: \S", output, re.MULTILINE)
-
-
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_names_every_argument_with_its_default_and_every_option(flag):
     ended = run_script("dsd_bench", flag)

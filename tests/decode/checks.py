@@ -6,7 +6,16 @@ import numpy as np
 
 from numbadsd.config import KV_DTYPES
 from numbadsd.decode.path import make_path
+from numbadsd.pages.cache import PagedKvCache
+from numbadsd.pages.device import device_pool_of
 from tests import oracle
+from tests.builders import DTYPES, SHARES, SUMMARIES, random_queries, random_tokens
+
+SCORINGS = [  # every summary with every share, and each of them with every dtype
+    (summary, share, DTYPES[(i + j) % 3])
+    for i, summary in enumerate(SUMMARIES)
+    for j, share in enumerate(SHARES)
+]
 
 
 def decode(name, cache, queries, request_ids=None, **options):
@@ -131,6 +140,26 @@ def check_all_pages_like_dense(cache, queries, request_ids, **options):
         expected = np.r_[np.arange(pages), np.full(config.top_k_pages - pages, -1)]
         assert np.all(sparse.selected_pages[b] == expected)
     assert_same_bits(dense, dataclasses.replace(sparse, selected_pages=None))
+
+
+def check_like_a_new_path(cache, name, result, queries, request_ids):
+    """Fail unless a result has the bits of a path made now over a copy of the cache."""
+    copy = PagedKvCache(cache.config, cache.pool.capacity_pages)
+    for request_id in request_ids:
+        copy.append_tokens(request_id, cache.copy_keys(request_id), cache.copy_values(request_id))
+    assert_same_bits(result, decode(name, copy, queries, request_ids, use_graph=False))
+
+
+def check_stale_memory_is_never_read(name, cache, contexts, atol, **options):
+    """Fail unless tokens that are put into memory full of NaN are all that is attended to."""
+    pool = device_pool_of(cache)
+    for array in (pool.keys, pool.values, pool.summaries):
+        pool.stream.fill(array, 0xFF)  # NaN in every dtype
+    for request_id, tokens in enumerate(contexts):
+        cache.append_tokens(request_id, *random_tokens(cache.config, tokens, request_id))
+    queries, request_ids = random_queries(cache.config, len(contexts), 1), cache.request_ids
+    result = check_gpu_like_cpu(name, cache, queries, request_ids, atol, **options)
+    assert np.isfinite(result.outputs).all()
 
 
 def check_times(stages):

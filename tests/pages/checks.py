@@ -3,13 +3,7 @@
 import numpy as np
 
 from numbadsd.kernels.cuda.runtime import get_driver
-
-
-def assert_same_bytes(a, b):
-    """Fail unless two arrays agree in dtype, shape and every bit."""
-    assert (a.dtype, a.shape) == (b.dtype, b.shape)
-    a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
-    np.testing.assert_array_equal(a, b)
+from tests.device import assert_same_bits
 
 
 def download(pool, array):
@@ -33,9 +27,9 @@ def assert_device_equals(pool, cache=None):
         for index, page_id in enumerate(page_ids.tolist()):
             counts[page_id] = count = min(size, tokens - index * size)
             keys, values, summary = pool.download_page(page_id)
-            assert_same_bytes(keys[:, :count], cache.pool.keys[page_id][:, :count])
-            assert_same_bytes(values[:, :count], cache.pool.values[page_id][:, :count])
-            assert_same_bytes(summary, cache.summaries[page_id])
+            assert_same_bits(keys[:, :count], cache.pool.keys[page_id][:, :count])
+            assert_same_bits(values[:, :count], cache.pool.values[page_id][:, :count])
+            assert_same_bits(summary, cache.summaries[page_id])
     np.testing.assert_array_equal(pool.download_metadata(), counts)
 
 

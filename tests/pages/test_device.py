@@ -13,9 +13,9 @@ from numbadsd.pages.layout import cache_bytes
 from numbadsd.pages.staging import TransferStats
 from numbadsd.workload.synthetic import UniformWorkload
 from tests.builders import DTYPES, SUMMARIES, make_cache, random_tokens, small_config
+from tests.device import assert_same_bits
 from tests.pages.checks import (
     assert_device_equals,
-    assert_same_bytes,
     assert_tables_equal,
     count_allocations,
     download,
@@ -111,7 +111,7 @@ def test_odd_numbers_are_the_same_numbers_on_the_device(summary, dtype):
             got, want = got.astype(np.float32), want.astype(np.float32)
             np.testing.assert_array_equal(got, want)  # the sign and payload of a NaN may differ
             is_number = ~np.isnan(want)
-            assert_same_bytes(np.signbit(got)[is_number], np.signbit(want)[is_number])
+            assert_same_bits(np.signbit(got)[is_number], np.signbit(want)[is_number])
 
 
 def test_a_reused_page_and_a_reused_id_keep_nothing():
@@ -168,7 +168,7 @@ def test_a_device_that_works_late_ends_with_the_same_bits(monkeypatch):
             target.stream.synchronize()
         target.append_synthetic([0], 7)
     for a, b in zip(bare.download_page(19), late.download_page(19), strict=True):
-        assert_same_bytes(a, b)
+        assert_same_bits(a, b)
 
 
 # ---- a cache with storage: what travels
@@ -475,4 +475,4 @@ def test_what_comes_back_has_the_shapes_of_a_page_and_is_counted():
     assert pool.stats == TransferStats(d2h_calls=4, d2h_bytes=num_bytes)
     before = keys.copy()
     download(pool, pool.keys[19:20])[:] = 0
-    assert_same_bytes(pool.download_page(19)[0], before)
+    assert_same_bits(pool.download_page(19)[0], before)

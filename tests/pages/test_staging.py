@@ -9,7 +9,8 @@ from numbadsd.config import KV_DTYPES
 from numbadsd.kernels.cuda.runtime import get_driver
 from numbadsd.kernels.cuda.sim_driver import SimStream
 from numbadsd.pages.staging import LARGE_BYTES, Staging, TransferStats
-from tests.pages.checks import assert_same_bytes, count_allocations, download
+from tests.device import assert_same_bits
+from tests.pages.checks import count_allocations, download
 from tests.pages.late import LateStream
 
 
@@ -33,7 +34,7 @@ def test_arrays_arrive_as_they_were_sent(dtype):
     sent = made.staging.send(*arrays)
     assert len(sent) == len(arrays)
     for array, device_array in zip(arrays, sent, strict=True):
-        assert_same_bytes(download(made, device_array), array)
+        assert_same_bits(download(made, device_array), array)
 
 
 def test_arrays_of_any_layout_arrive():
@@ -41,7 +42,7 @@ def test_arrays_of_any_layout_arrive():
     array = numbers(60).reshape(5, 12)
     for view in (array[::2], array[:, ::-3], array.T, np.broadcast_to(array[0], (3, 12))):
         (sent,) = made.staging.send(view)
-        assert_same_bytes(download(made, sent), view)
+        assert_same_bits(download(made, sent), view)
 
 
 def test_every_array_starts_at_a_multiple_of_sixteen_bytes():
@@ -81,9 +82,9 @@ def test_what_was_sent_stays_valid_until_the_call_after_the_next():
     first, second = numbers(9, 1), numbers(9, 2)
     (sent,) = made.staging.send(first)
     made.staging.send(second)
-    assert_same_bytes(download(made, sent), first)
+    assert_same_bits(download(made, sent), first)
     made.staging.send(second)
-    assert_same_bytes(download(made, sent), second)
+    assert_same_bits(download(made, sent), second)
 
 
 class Watched(LateStream):
@@ -107,7 +108,7 @@ def test_a_buffer_is_filled_again_only_after_its_copy_is_done():
     assert len(made.stream.carried) == 5  # the last two still travel
     made.stream.synchronize()
     for array, carried in zip(arrays, made.stream.carried, strict=True):
-        assert_same_bytes(carried.view(np.float32), array)
+        assert_same_bits(carried.view(np.float32), array)
 
 
 @pytest.mark.parametrize("num_bytes", [(1 << 16) + 1, 1 << 17, (1 << 20) + 16])
@@ -119,7 +120,7 @@ def test_a_buffer_that_is_too_small_is_replaced_when_nobody_reads_it(num_bytes):
     large = np.arange(num_bytes, dtype=np.uint8)
     (sent,) = made.staging.send(large)
     assert len(made.stream.carried) == 2  # both copies were waited for
-    assert_same_bytes(download(made, sent), large)
+    assert_same_bits(download(made, sent), large)
     made.staging.send(small[1])
     (again,) = made.staging.send(large)
     assert again.address == sent.address  # it was kept

@@ -233,12 +233,13 @@ def summarise_pages_kernel(spec: AppendSpec) -> Kernel:
     )
 
 
-def _check_summaries(summary: str, summaries: DeviceArray, shape: tuple) -> None:
-    """Raise ValueError unless `summaries` holds [n, G, D] of a known kind."""
+def _check_pool(keys: DeviceArray, summary: str, summaries: DeviceArray, num_pages: int) -> None:
+    """Raise ValueError unless keys, and summaries of `num_pages` pages, are of a pool."""
+    check_stored("keys", keys, (None, None, None, None))
     if summary not in SUMMARIES:
         raise ValueError(f"summary: got {summary!r}, want one of {', '.join(SUMMARIES)}")
-    pages, *row = shape
-    check_stored("summaries", summaries, (pages, *row) if summary == _MEAN else (pages, 2, *row))
+    vectors = () if summary == _MEAN else (2,)
+    check_stored("summaries", summaries, (num_pages, *vectors, keys.shape[1], keys.shape[3]))
 
 
 def append_runs(
@@ -256,9 +257,8 @@ def append_runs(
     page_tokens: DeviceArray,  # [N] i32 out, tokens of each page
 ) -> None:
     """Store tokens in the slots of their pages and renew the summaries of these pages."""
-    check_stored("keys", keys, (None, None, None, None))
+    _check_pool(keys, summary, summaries, len(keys))
     kv_heads, page_size, head_dim = keys.shape[1:]
-    _check_summaries(summary, summaries, (len(keys), kv_heads, head_dim))
     check_array("new_keys", new_keys, (None, kv_heads, head_dim))
     check_array("new_values", new_values, new_keys.shape, new_keys.dtype)
     check_array("values", values, keys.shape, keys.dtype)
@@ -287,10 +287,9 @@ def summarise_pages(
     stream,
 ) -> None:
     """Rebuild the summaries of pages from their stored keys."""
-    check_stored("keys", keys, (None, None, None, None))
-    kv_heads, page_size, head_dim = keys.shape[1:]
     check_array("page_ids", page_ids, (None,), np.int32)
-    _check_summaries(summary, summaries, (len(page_ids), kv_heads, head_dim))
+    _check_pool(keys, summary, summaries, len(page_ids))
+    kv_heads, page_size, head_dim = keys.shape[1:]
     check_array("page_tokens", page_tokens, page_ids.shape, np.int32)
     dtypes = str(keys.dtype), str(summaries.dtype)
     spec = AppendSpec(head_dim, *dtypes, summary, dtypes[0])

@@ -15,7 +15,17 @@ import numpy as np
 
 from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.launch import LOADS_IN_FLIGHT, Kernel
-from numbadsd.kernels.cuda.ops import cuda, device, ex2, float32, int64, quotient, shfl_xor, uint32
+from numbadsd.kernels.cuda.ops import (
+    cuda,
+    device,
+    ex2,
+    float32,
+    int32,
+    int64,
+    quotient,
+    shfl_xor,
+    uint32,
+)
 from numbadsd.kernels.cuda.tile_step import LOADS, TOKENS, make_tile_step
 from numbadsd.kernels.cuda.tiles import Row, heads_of_warp, rows_sum
 
@@ -66,11 +76,11 @@ def row_pages(count, max_selected):
     return count if max_selected < 0 else min(count, max_selected)
 
 
-def _registers(row: Row, warp_heads: int) -> int:
-    """Return the budget of a thread: 128 let four blocks share a multiprocessor."""
-    if row.head_dim > 128:
+def _registers(row: Row, warp_heads: int, head_warps: int) -> int:
+    """Return the budget of a thread: with 96, 128 or 168, five, four or three blocks fit."""
+    if row.head_dim > 128 or head_warps > 1:
         return 168
-    return 144 if row.kv_dtype == "float32" and warp_heads == 4 else 128
+    return 96 if warp_heads == 1 and row.kv_dtype != "float32" else 128
 
 
 @device
@@ -153,7 +163,7 @@ def attend_splits_kernel(spec: AttendSpec) -> Kernel:
             cuda.syncthreads()
 
             left = min(tokens - begin * page_size, per_split * page_size)
-            lane, warp = thread % 32, thread // 32
+            lane, warp = int32(thread & 31), int32(thread >> 5)
             head_warp, token_warp = warp % head_warps, warp // head_warps
             acc = cuda.local.array(accumulators, float32)
             for h in range(warp_heads):
@@ -221,7 +231,7 @@ def attend_splits_kernel(spec: AttendSpec) -> Kernel:
             "i32", "i32", "i32", "i32", "i32", "i32", "f32",
         ),
         num_threads=num_threads,
-        max_registers=_registers(row, warp_heads),
+        max_registers=_registers(row, warp_heads, head_warps),
         load_bytes=16 * LOADS,
         low_occupancy=LOADS_IN_FLIGHT,
     )  # fmt: skip

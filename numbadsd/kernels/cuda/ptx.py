@@ -14,8 +14,8 @@ from numba.cuda.types import float32, int32, int64, uint32
 __all__ = [
     "add_rn", "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
     "f16_high", "f16_low", "f32_to_bits", "float32", "fma", "fmax", "int32", "int64", "lg2",
-    "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn",
-    "store4", "stream4", "to_bf16", "to_f16", "uint32",
+    "load1", "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor",
+    "sqrt_rn", "store1", "store4", "stream4", "to_bf16", "to_f16", "uint32",
 ]  # fmt: skip
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -135,6 +135,28 @@ def _pointer(context, builder, sig, args, first: int):
 def _unpack4(builder, vector):
     lanes = [builder.extract_element(vector, ir.Constant(_I32, lane)) for lane in range(4)]
     return cgutils.pack_array(builder, lanes)
+
+
+@intrinsic
+def load1(typingctx, array, index):
+    """Load one element; what `array[index]` does, without a look whether index is negative."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load(_pointer(context, builder, sig, args, 0))
+
+    return array.dtype(array, index), codegen
+
+
+@intrinsic
+def store1(typingctx, array, index, number):
+    """Store one element, as `load1` loads it."""
+    element = array.dtype
+
+    def codegen(context, builder, sig, args):
+        builder.store(args[2], _pointer(context, builder, sig, args, 0))
+        return context.get_dummy_value()
+
+    return types.void(array, index, element), codegen
 
 
 @intrinsic

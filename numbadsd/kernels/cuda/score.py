@@ -142,7 +142,7 @@ def score_pages_kernel(spec: ScoreSpec) -> Kernel:
             "f32[]", "u32[]", "i32[]", "i32[]", "f32[]", "i32", "i32", "f32",
         ),
         num_threads=NUM_THREADS,
-        max_registers=96 if is_summed else 144 if spec.summary_dtype == "float32" else 128,
+        max_registers=96 if is_summed else 168,
         load_bytes=16 * min(8, Row(head_dim, spec.summary_dtype).chunks),
         low_occupancy=LOADS_IN_FLIGHT,
     )  # fmt: skip

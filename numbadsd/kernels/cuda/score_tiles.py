@@ -55,9 +55,10 @@ class ScoreSpec:
 def _make_row_scores(spec: ScoreSpec, heads: int, is_streamed: bool):
     """Return ``row_scores``: add products of one summary row and `heads` rows of factors."""
     row = Row(spec.head_dim, spec.summary_dtype)
-    load_vector = make_load_vector(row, row.chunks * CHUNK_WORDS, not is_streamed)
+    load_vector = make_load_vector(row, row.chunk_words, not is_streamed)
     dot_vector, unpack = make_dot_vector(row), UNPACK[spec.summary_dtype]
     vector, head_dim, chunks = row.vector, row.head_dim, row.chunks
+    is_whole = row.chunk_words == row.words
     batch = max(n for n in range(1, 9) if chunks % n == 0)
     held = (batch, 4)
 
@@ -71,7 +72,7 @@ def _make_row_scores(spec: ScoreSpec, heads: int, is_streamed: bool):
     def multiply(i, words, factors, first, column, sums):
         x = unpack((words[i, 0], words[i, 1], words[i, 2], words[i, 3]))
         d = column + i * (4 * vector)
-        if d < head_dim:
+        if is_whole or d < head_dim:
             for h in range(heads):
                 sums[h] = dot_vector(x, factors, first + h * head_dim + d, sums[h])
 

@@ -72,6 +72,7 @@ class Block:
             self.threads.append(Thread(thread, warp))
 
     def run(self) -> None:
+        """Run every thread to its end, in turns."""
         hub = greenlet.getcurrent()
         for thread in self.threads:
             thread.fiber = greenlet.greenlet(self._body, hub)

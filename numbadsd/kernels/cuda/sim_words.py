@@ -10,8 +10,8 @@ from numbadsd.kernels.cuda.sim import SimulatedFault, current_block, poisoned
 __all__ = [
     "add_rn", "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
     "f16_high", "f16_low", "f32_to_bits", "float32", "fma", "fmax", "int32", "int64", "lg2",
-    "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn",
-    "store4", "stream4", "to_bf16", "to_f16", "uint32",
+    "load1", "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor",
+    "sqrt_rn", "store1", "store4", "stream4", "to_bf16", "to_f16", "uint32",
 ]  # fmt: skip
 
 float32, int32, int64, uint32 = np.float32, np.int32, np.int64, np.uint32
@@ -77,7 +77,7 @@ def _f32(operation):
 
 
 def fma(a, b, c):
-    """Return a * b + c, rounded once: the product is exact in float64, the sum is rounded to odd."""
+    """Return a * b + c, rounded once: exact product in float64, sum rounded to odd."""
     product, c = float(a) * float(b), float(c)
     total = product + c
     added = total - product
@@ -98,26 +98,32 @@ def ex2(x):
 
 
 def f32_to_bits(x):
+    """Return the word that a float32 is."""
     return np.float32(x).view(np.uint32)
 
 
 def bits_to_f32(word):
+    """Return the float32 that a word is."""
     return np.uint32(word).view(np.float32)
 
 
 def f16_low(word):
+    """Return the float16 in the low half as float32."""
     return np.float32(np.uint16(int(word) & 0xFFFF).view(np.float16))
 
 
 def f16_high(word):
+    """Return the float16 in the high half as float32."""
     return np.float32(np.uint16(int(word) >> 16).view(np.float16))
 
 
 def bf16_low(word):
+    """Return the bfloat16 in the low half as float32."""
     return bits_to_f32((int(word) & 0xFFFF) << 16)
 
 
 def bf16_high(word):
+    """Return the bfloat16 in the high half as float32."""
     return bits_to_f32(int(word) & 0xFFFF0000)
 
 
@@ -137,14 +143,17 @@ def to_bf16(x):
 
 
 def popc(word):
+    """Return how many bits are 1."""
     return int(word).bit_count()
 
 
 def lowest_lanes(count):
+    """Return the mask of lanes 0 .. count - 1, count below 32."""
     return np.uint32((1 << int(count)) - 1)
 
 
 def quotient(a, b):
+    """Return a // b of numbers that are not negative."""
     return int(a) // int(b)
 
 
@@ -181,7 +190,24 @@ def _quad(words, index):
     return words[index : index + 4]
 
 
+def _place(array, index):
+    if not 0 <= int(index) < array.size:
+        raise SimulatedFault(f"access at {int(index)} of {array.size} elements: out of range")
+    return int(index)
+
+
+def load1(array, index):
+    """Load one element, index not negative."""
+    return array[_place(array, index)]
+
+
+def store1(array, index, number):
+    """Store one element, as `load1` loads it."""
+    array[_place(array, index)] = number
+
+
 def load4(words, index):
+    """Load four 32-bit words, index a multiple of 4."""
     return tuple(_quad(words, index))
 
 
@@ -189,4 +215,5 @@ stream4 = load4
 
 
 def store4(words, index, a, b, c, d):
+    """Store four 32-bit words, index a multiple of 4."""
     _quad(words, index)[:] = (a, b, c, d)

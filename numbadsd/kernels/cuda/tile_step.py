@@ -7,7 +7,19 @@ sums      lanes along head_dim, every token's V row times its weight
 
 import numpy as np
 
-from numbadsd.kernels.cuda.ops import cuda, device, ex2, float32, fma, fmax, shfl_xor, uint32
+from numbadsd.kernels.cuda.ops import (
+    cuda,
+    device,
+    ex2,
+    float32,
+    fma,
+    fmax,
+    int32,
+    load1,
+    shfl_xor,
+    store1,
+    uint32,
+)
 from numbadsd.kernels.cuda.tiles import (
     CHUNK_WORDS,
     QUAD_ROWS,
@@ -21,7 +33,6 @@ from numbadsd.kernels.cuda.tiles import (
 
 TOKENS = 16  # of a step
 LOADS = 8  # of 16 bytes that a lane starts before it uses the first
-MANY_HEADS = 4  # their sums leave no registers for V rows that arrive early
 _NEG_INF = float32(-np.inf)
 _ZERO = float32(0)
 
@@ -31,7 +42,6 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
     multiply_keys = _make_multiply_keys(row, page_size, warp_heads, is_shared, is_last)
     start_values, add_values = _make_values(row, page_size, warp_heads, is_shared, is_last)
     quad_sums, held = QUAD_SUMS[warp_heads], _value_words(row)
-    is_early = warp_heads < MANY_HEADS
 
     @device
     def tile_step(
@@ -46,8 +56,7 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
         products = cuda.local.array(warp_heads, float32), cuda.local.array(warp_heads, float32)
         multiply_keys(keys, tile_rows, query, first_query, products, token, left, group, t)
         words = cuda.local.array(held, uint32)
-        if is_early:  # they travel during the softmax
-            start_values(words, values, tile_rows, token, left, lane)
+        start_values(words, values, tile_rows, token, left, lane)  # they travel during the softmax
         low, high = quad_sums(products[0], t), quad_sums(products[1], t)
         if is_last:
             low = low if token + group < left else _NEG_INF
@@ -60,15 +69,13 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
         correction = ex2(maximum - shift)
         low, high = ex2(low - shift), ex2(high - shift)
         if t < warp_heads:
-            weights[first_weight + group * warp_heads + t] = low
-            weights[first_weight + (group + QUAD_ROWS) * warp_heads + t] = high
+            store1(weights, first_weight + group * warp_heads + t, low)
+            store1(weights, first_weight + (group + QUAD_ROWS) * warp_heads + t, high)
             if group == 0:
-                corrections[first_state + t] = correction
+                store1(corrections, first_state + t, correction)
         cuda.syncwarp()
-        if not is_early:
-            start_values(words, values, tile_rows, token, left, lane)
         for h in range(warp_heads):
-            factor = corrections[first_state + h]
+            factor = load1(corrections, first_state + h)
             for e in range(acc.shape[1]):
                 acc[h, e] = acc[h, e] * factor
         add_values(words, values, tile_rows, weights, first_weight, acc, token, left, lane)
@@ -86,13 +93,19 @@ def _make_row_base(row: Row, page_size: int):
     row_words = row.words
 
     @device
+    def divide(place):
+        page = uint32(uint32(place) // uint32(page_size))
+        return int32(page), int32(uint32(place) - page * uint32(page_size))
+
+    @device
     def one_page(tile_rows, first, token):
-        return (tile_rows[first // page_size] + (first % page_size + token)) * row_words
+        page, slot = divide(first)
+        return (load1(tile_rows, page) + (slot + token)) * row_words
 
     @device
     def any_page(tile_rows, first, token):
-        place = first + token
-        return (tile_rows[place // page_size] + place % page_size) * row_words
+        page, slot = divide(first + token)
+        return (load1(tile_rows, page) + slot) * row_words
 
     return one_page if page_size % TOKENS == 0 else any_page
 
@@ -100,9 +113,9 @@ def _make_row_base(row: Row, page_size: int):
 def _make_multiply_keys(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
     """Return ``multiply_keys``: a lane's parts of the products of tokens g and g + 8, each head."""
     row_base = _make_row_base(row, page_size)
-    load_vector = make_load_vector(row, row.chunks * CHUNK_WORDS, is_shared)
+    load_vector = make_load_vector(row, row.chunk_words, is_shared)
     dot_vector, unpack = make_dot_vector(row), UNPACK[row.kv_dtype]
-    vector, head_dim = row.vector, row.head_dim
+    vector, head_dim, is_whole = row.vector, row.head_dim, row.chunk_words == row.words
     batch = _largest_divisor(row.chunks, LOADS // 2)
     batches, held = row.chunks // batch, (2 * batch, 4)
 
@@ -119,7 +132,7 @@ def _make_multiply_keys(row: Row, page_size: int, warp_heads: int, is_shared: bo
         j = 2 * i + 1
         b = unpack((words[j, 0], words[j, 1], words[j, 2], words[j, 3]))
         d = column + i * (4 * vector)
-        if d < head_dim:
+        if is_whole or d < head_dim:
             for h in range(warp_heads):
                 low[h] = dot_vector(a, query, first_query + h * head_dim + d, low[h])
                 high[h] = dot_vector(b, query, first_query + h * head_dim + d, high[h])
@@ -188,7 +201,8 @@ def _make_values(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_
             j = i * per_lane + v
             x = unpack((words[j, 0], words[j, 1], words[j, 2], words[j, 3]))
             for h in range(warp_heads):
-                weight = weights[first_weight + (first + i * rows_at_once) * warp_heads + h]
+                place = first_weight + (first + i * rows_at_once) * warp_heads + h
+                weight = load1(weights, place)
                 for e in range(vector):
                     acc[h, v * vector + e] = fma(weight, x[e], acc[h, v * vector + e])
 

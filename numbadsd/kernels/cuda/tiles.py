@@ -17,7 +17,6 @@ from numbadsd.kernels.cuda.ops import (
     device,
     f16_high,
     f16_low,
-    float32,
     fma,
     load4,
     shfl_xor,
@@ -55,34 +54,30 @@ def unroll(body, times: int):
 
 @dataclass(frozen=True)
 class Row:
-    """A row of `head_dim` elements as a warp reads it.
-
-    Attributes
-    ----------
-    vector : int
-        Elements of 16 bytes.
-    words : int
-        32-bit words of a row.
-    chunks : int
-        Reads of a quad; the last one reaches beyond some rows.
-    lanes, vectors_per_lane : int
-        Lanes along a row in column order (a power of two), and vectors of each.
-    """
+    """A row of `head_dim` elements as a warp reads it."""
 
     head_dim: int
     kv_dtype: str
 
     @property
     def vector(self) -> int:
+        """Elements of 16 bytes."""
         return 4 if self.kv_dtype == "float32" else 8
 
     @property
     def words(self) -> int:
+        """32-bit words of a row."""
         return self.head_dim * 4 // self.vector
 
     @property
     def chunks(self) -> int:
+        """Reads of a quad; the last one reaches beyond some rows."""
         return -(-self.words // CHUNK_WORDS)
+
+    @property
+    def chunk_words(self) -> int:
+        """Words that the chunks of a quad reach, the row's or more."""
+        return self.chunks * CHUNK_WORDS
 
     @property
     def column_words(self) -> int:
@@ -91,11 +86,13 @@ class Row:
 
     @property
     def lanes(self) -> int:
+        """Lanes along a row in column order, a power of two."""
         vectors = self.words // 4
         return min(32, 1 << (vectors - 1).bit_length())
 
     @property
     def vectors_per_lane(self) -> int:
+        """Vectors of each of these lanes."""
         return -(-self.words // 4 // self.lanes)
 
 
@@ -203,8 +200,8 @@ def _quad_sum_4(sums, t):
     return keep + shfl_xor(give, uint32(2))
 
 
-# quad_sums[n](sums, t): the sums of n numbers over a quad; lane t has the one of number t % n. Every
-# sum is (lane 0 + 1) + (lane 2 + 3), so that a number has the same bits beside any others.
+# quad_sums[n](sums, t): the sums of n numbers over a quad; lane t has the one of number t % n. All
+# are (lane 0 + 1) + (lane 2 + 3), so that a number has the same bits beside any others.
 QUAD_SUMS = {1: _quad_sum_1, 2: _quad_sum_2, 4: _quad_sum_4}
 
 
@@ -219,6 +216,3 @@ def rows_sum(x):
 def heads_of_warp(heads: int) -> int:
     """Return the heads that a warp multiplies a row with: 1, 2 or 4."""
     return 1 if heads == 1 else 2 if heads == 2 else 4
-
-
-ZERO = float32(0)

@@ -154,7 +154,7 @@ def select_pages_kernel() -> Kernel:
         num_threads=NUM_THREADS,
         max_registers=64,
         load_bytes=4,
-        low_occupancy="keys of a row in shared memory: it is the number of rows that fills a device",
+        low_occupancy="it keeps a row in shared memory; rows, not warps, fill a device",
     )
 
 

@@ -118,20 +118,52 @@ def legal(function):
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("new_keys", np.zeros((2, 3, 16), np.float32), "new_keys: got shape (2, 3, 16), want (any, 2"),
+        (
+            "new_keys",
+            np.zeros((2, 3, 16), np.float32),
+            "new_keys: got shape (2, 3, 16), want (any, 2",
+        ),
         ("new_keys", np.zeros((2, 2, 16)), "new_values: got dtype float32, want float64"),
-        ("new_values", np.zeros((1, 2, 16), np.float32), "new_values: got shape (1, 2, 16), want (2,"),
-        ("new_values", np.zeros((2, 2, 16), np.float16), "new_values: got dtype float16, want float32"),
+        (
+            "new_values",
+            np.zeros((1, 2, 16), np.float32),
+            "new_values: got shape (1, 2, 16), want (2,",
+        ),
+        (
+            "new_values",
+            np.zeros((2, 2, 16), np.float16),
+            "new_values: got dtype float16, want float32",
+        ),
         ("page_ids", np.array([1]), "page_ids: got dtype int64, want int32"),
         ("first_slots", np.array([0, 1], np.int32), "first_slots: got shape (2,), want (1,)"),
         ("token_indptr", np.array([0, 2], np.int32), "token_indptr: got dtype int32, want int64"),
-        ("keys", np.zeros((3, 2, 16), np.float16), "keys: got shape (3, 2, 16), want (any, any, any,"),
-        ("keys", np.zeros((3, 2, 4, 16)), "keys: got dtype float64, want float32, float16 or bfloat16"),
-        ("values", np.zeros((2, 2, 4, 16), np.float16), "values: got shape (2, 2, 4, 16), want (3, 2,"),
+        (
+            "keys",
+            np.zeros((3, 2, 16), np.float16),
+            "keys: got shape (3, 2, 16), want (any, any, any,",
+        ),
+        (
+            "keys",
+            np.zeros((3, 2, 4, 16)),
+            "keys: got dtype float64, want float32, float16 or bfloat16",
+        ),
+        (
+            "values",
+            np.zeros((2, 2, 4, 16), np.float16),
+            "values: got shape (2, 2, 4, 16), want (3, 2,",
+        ),
         ("summary", "median", "summary: got 'median', want one of mean, minmax, cuboid_mean"),
         ("summary", "minmax", "summaries: got shape (3, 2, 16), want (3, 2, 2, 16)"),
-        ("summaries", np.zeros((2, 2, 16), np.float16), "summaries: got shape (2, 2, 16), want (3, 2"),
-        ("summaries", np.zeros((3, 2, 16)), "summaries: got dtype float64, want float32, float16 or"),
+        (
+            "summaries",
+            np.zeros((2, 2, 16), np.float16),
+            "summaries: got shape (2, 2, 16), want (3, 2",
+        ),
+        (
+            "summaries",
+            np.zeros((3, 2, 16)),
+            "summaries: got dtype float64, want float32, float16 or",
+        ),
         ("page_tokens", np.zeros(2, np.int32), "page_tokens: got shape (2,), want (3,)"),
     ],
 )
@@ -151,11 +183,19 @@ def test_tokens_of_another_half_precision_are_a_value_error():
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("keys", np.zeros((3, 2, 16), np.float16), "keys: got shape (3, 2, 16), want (any, any, any,"),
+        (
+            "keys",
+            np.zeros((3, 2, 16), np.float16),
+            "keys: got shape (3, 2, 16), want (any, any, any,",
+        ),
         ("page_ids", np.array([1]), "page_ids: got dtype int64, want int32"),
         ("page_tokens", np.zeros(2, np.int32), "page_tokens: got shape (2,), want (1,)"),
         ("summary", "median", "summary: got 'median', want one of mean, minmax, cuboid_mean"),
-        ("summaries", np.zeros((3, 2, 16), np.float16), "summaries: got shape (3, 2, 16), want (1, 2"),
+        (
+            "summaries",
+            np.zeros((3, 2, 16), np.float16),
+            "summaries: got shape (3, 2, 16), want (1, 2",
+        ),
     ],
 )
 def test_a_wrong_argument_of_a_rebuild_is_a_value_error(name, value, message):

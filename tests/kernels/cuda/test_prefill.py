@@ -17,9 +17,14 @@ def test_numbers_are_those_of_the_cpu(seed, kind):
     check_fill((3, 2, 16), seed, kind, first_token=1000)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 16), (2, 1, 128), (2, 3, 80), (0, 2, 16)])
+@pytest.mark.parametrize("shape", [(1, 1, 16), (2, 1, 128), (2, 3, 80)])
 def test_every_shape(shape):
     check_fill(shape, 3, shared.KEY)
+
+
+def test_no_tokens_fill_nothing():
+    nothing = up(np.empty(0, np.int64))
+    fill_uniform(output((0, 2, 16), np.float32), 1, nothing, nothing, shared.KEY, stream=stream())
 
 
 def test_positions_of_over_32_bits_are_those_of_the_cpu():

@@ -116,7 +116,9 @@ def test_a_head_that_is_no_number_makes_the_score_of_its_whole_unit_nan(head, va
     is_nan = np.isnan(case.run("kv_head")[0])
     assert np.all(is_nan[0]) and not np.any(is_nan[1])
     is_nan = np.isnan(case.run("query_head")[0])
-    assert is_nan.all(axis=1).tolist() == is_nan.any(axis=1).tolist() == [h == head for h in range(10)]
+    assert (
+        is_nan.all(axis=1).tolist() == is_nan.any(axis=1).tolist() == [h == head for h in range(10)]
+    )
 
 
 @EVERY_SHARE
@@ -131,9 +133,21 @@ def test_the_scale_multiplies_every_score(share):
     "name, value, message",
     [
         ("queries", np.zeros((1, 4, 16)), "queries: got dtype float64, want float32"),
-        ("queries", np.zeros((1, 4, 8), np.float32), "summaries: got shape (7, 2, 16), want (7, 2, 8)"),
-        ("summaries", np.zeros((7, 2, 16)), "summaries: got dtype float64, want float32, float16 or"),
-        ("summaries", np.zeros((7, 2, 2, 16), np.float32), "summaries: got shape (7, 2, 2, 16), want"),
+        (
+            "queries",
+            np.zeros((1, 4, 8), np.float32),
+            "summaries: got shape (7, 2, 16), want (7, 2, 8)",
+        ),
+        (
+            "summaries",
+            np.zeros((7, 2, 16)),
+            "summaries: got dtype float64, want float32, float16 or",
+        ),
+        (
+            "summaries",
+            np.zeros((7, 2, 2, 16), np.float32),
+            "summaries: got shape (7, 2, 2, 16), want",
+        ),
         ("page_indptr", np.array([0, 1, 2], np.int32), "page_indptr: got shape (3,), want (2,)"),
         ("page_indptr", np.array([0, 4]), "page_indptr: got dtype int64, want int32"),
         ("page_ids", np.array([0, 1, 2, 3]), "page_ids: got dtype int64, want int32"),
