@@ -6,6 +6,7 @@ renewed: what counts is the last one before the step ends or is stopped.
 
 import gc
 import json
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -35,12 +36,23 @@ _SKIPPED_STATUS = 75  # of versus_torch_gpu.py
 
 def tests(run: Run) -> None:
     """Run the tests that need a device."""
+    _run_tests(run)
+
+
+def shapes(run: Run) -> None:
+    """Run the kernel tests of every shape, which the simulator runs in the ordinary tests."""
+    os.environ["NUMBADSD_ALL_SHAPES"] = "1"
+    parallel = ("-p", "xdist", "-n", "8") if find_spec("xdist") else ()
+    _run_tests(run, "tests/kernels/cuda", *parallel)
+
+
+def _run_tests(run: Run, *arguments: str) -> None:
     if SIMULATED:
         return run.tell(_NO_GPU, "skipped")
     missing = [f"--ignore={file}" for name, file in _TEST_NEEDS.items() if not find_spec(name)]
     status, output = run.call(
         sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-x", "--maxfail=20",
-        "--continue-on-collection-errors", "-p", "no:cacheprovider", *missing,
+        "--continue-on-collection-errors", "-p", "no:cacheprovider", *missing, *arguments,
     )  # fmt: skip
     counts = re.findall(
         r"^.*\d+ (?:passed|failed|error|skipped|deselected).* in [\d.]+s", output, re.M
@@ -248,6 +260,7 @@ STEPS = {
         _gpu_tools.sanitizer, _gpu_tools.profile, _gpu_tools.sanitizer_target,
         _gpu_tools.profile_target,
     )
+    "shapes": shapes,
 }  # fmt: skip
 
 

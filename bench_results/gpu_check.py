@@ -74,6 +74,7 @@ STEPS = (
     Step("host", 40, 15, "the host's share of a step"),
     Step("sanitizer", 150, 40, "compute-sanitizer: memcheck and racecheck of a small decode"),
     Step("profile", 60, 25, "ncu: DRAM throughput and occupancy of each kernel of a step"),
+    Step("shapes", 240, 60, "kernel tests of every shape, many to compile: with the time left"),
     Step("sanitizer-target", 60, 1, "what compute-sanitizer runs", hidden=True),
     Step("profile-target", 60, 1, "what ncu runs", hidden=True),
 )

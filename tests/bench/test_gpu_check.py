@@ -17,7 +17,7 @@ MOST_FILES = 6
 REHEARSED = ["versions", "reference", "gqa", "accuracy", "host"]
 ALL_STEPS = [
     "versions", "tests", "kernels", "reference", "gqa", "accuracy", "torch", "host", "sanitizer",
-    "profile",
+    "profile", "shapes",
 ]  # fmt: skip
 
 # a step that tells something, starts a process, and then does as its name says

@@ -36,7 +36,7 @@ def _why_no_device() -> tuple[str, str] | None:
     try:
         (status,) = cu.cuInit(0)
     except RuntimeError as error:  # libcuda is missing, or too old for a function
-        return f"the CUDA driver cannot be used ({error})", no_driver
+        return f"the CUDA driver cannot be used ({str(error).split('. ')[0]})", no_driver
     if status != cu.CUresult.CUDA_SUCCESS:
         return f"the CUDA driver does not start ({status.name})", no_driver
     _, version = cu.cuDriverGetVersion()

@@ -1,7 +1,12 @@
 """Where these tests run: in the simulator, or with ``-m gpu`` on a device; or why they cannot.
 
+`NUMBADSD_ALL_SHAPES=1` adds every shape of the simulator to what runs on a device.
+
 What kernels run on is asked late: tests/conftest.py has to choose it before numbadsd is imported.
 """
+
+import os
+from pathlib import Path
 
 import pytest
 
@@ -29,9 +34,10 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark every test as one of a device, where there is one: all shapes run there too."""
+    """Mark every test as one of a device, where that is asked for: its kernels take minutes."""
     from numbadsd.kernels.cuda.switch import SIMULATED
 
-    for item in [] if SIMULATED else items:
-        if __package__ in item.module.__name__ and item.path.name not in SIMULATOR_FILES:
+    wanted = os.environ.get("NUMBADSD_ALL_SHAPES") == "1" and not SIMULATED
+    for item in items if wanted else []:
+        if item.path.parent == Path(__file__).parent and item.path.name not in SIMULATOR_FILES:
             item.add_marker(pytest.mark.gpu)
