@@ -256,11 +256,10 @@ def _host_share(run: Run, case: Case, data, name: str) -> dict:
 STEPS = {
     step.__name__.replace("_", "-"): step
     for step in (
-        _gpu_tools.versions, tests, kernels, reference, gqa, accuracy, torch, host,
+        _gpu_tools.versions, tests, kernels, reference, gqa, accuracy, torch, host, shapes,
         _gpu_tools.sanitizer, _gpu_tools.profile, _gpu_tools.sanitizer_target,
         _gpu_tools.profile_target,
     )
-    "shapes": shapes,
 }  # fmt: skip
 
 

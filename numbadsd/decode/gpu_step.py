@@ -192,9 +192,7 @@ class GpuStep:
         stream, faults = self.pool.stream, self._faults.on_device("faults")
         stream.upload(self._inputs.device, self._inputs.host)
         self._pack()
-        count_outside(
-            *self._table[:2], self.pool.cache.pool.capacity_pages, faults, stream=stream
-        )
+        count_outside(*self._table[:2], self.pool.cache.pool.capacity_pages, faults, stream=stream)
         stream.download(self._faults.on_host("faults"), faults)
         stream.synchronize()
         return int(self._faults.on_host("faults")[0])
