@@ -1,9 +1,32 @@
-"""What a device pool is held against: a cache with storage, page by page and bit by bit."""
+"""Device pools, and what they are held against: a cache with storage, bit by bit."""
 
 import numpy as np
 
 from numbadsd.kernels.cuda.runtime import get_driver
+from numbadsd.pages.device import DevicePagePool
+from tests.builders import make_cache, random_tokens, small_config
 from tests.device import assert_same_bits
+
+SMALL = dict(num_heads=2, num_kv_heads=1)
+
+
+def make_pool(contexts, *, capacity_pages=20, shuffle=None, **changes):
+    """Return a pool over a cache with storage, which holds request b with contexts[b] tokens."""
+    config = small_config(**(SMALL | changes))
+    cache, _, _ = make_cache(config, contexts, capacity_pages=capacity_pages, shuffle=shuffle)
+    return DevicePagePool(cache)
+
+
+def tokens_for(pool, count, seed=99):
+    """Return keys and values that a pool can take."""
+    return random_tokens(pool.config, count, seed)
+
+
+def transfers_of(pool, call):
+    """Return what travels in a call."""
+    pool.stats.reset()
+    call()
+    return pool.stats.h2d_calls, pool.stats.h2d_bytes, pool.stats.d2h_calls
 
 
 def download(pool, array):

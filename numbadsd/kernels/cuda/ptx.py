@@ -1,8 +1,8 @@
 """The words that CUDA kernels are written in, on a device: LLVM instructions and inline PTX.
 
-`sim.py` has the twins. An operation takes an array and an index, never an address, so that a twin
+`sim_words.py` has the twins. An operation takes an array and an index, never an address, so that a twin
 exists; indices do not wrap around. Arithmetic that must not be contracted (a sum that equals
-another backend's bit for bit) is written with `add_rn` and `mul_rn`.
+another backend's bit for bit) is written with `mul_rn`: there is nothing to contract.
 """
 
 from llvmlite import ir
@@ -12,10 +12,10 @@ from numba.cuda.extending import intrinsic
 from numba.cuda.types import float32, int32, int64, uint32
 
 __all__ = [
-    "add_rn", "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
+    "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
     "f16_high", "f16_low", "f32_to_bits", "float32", "fma", "fmax", "int32", "int64", "lg2",
-    "load1", "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor",
-    "sqrt_rn", "store1", "store4", "stream4", "to_bf16", "to_f16", "uint32",
+    "load1", "load4", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn", "store1",
+    "stream4", "to_bf16", "to_f16", "uint32",
 ]  # fmt: skip
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -32,7 +32,8 @@ def device(function):
 def _asm(template: str, result: str, arguments: str, *, effect: bool = False):
     """Return an intrinsic of one line of PTX; r is uint32, f is float32.
 
-    `effect` keeps an operation in its place: one that other lanes take part in.
+    `effect` keeps an operation in its place: one that the other lanes of the warp take part in,
+    which must not be copied into the branches before it.
     """
     signature = _NUMBA[result](*(_NUMBA[letter] for letter in arguments))
     function_type = ir.FunctionType(_LLVM[result], [_LLVM[letter] for letter in arguments])
@@ -40,7 +41,7 @@ def _asm(template: str, result: str, arguments: str, *, effect: bool = False):
 
     def codegen(context, builder, sig, args):
         code = ir.InlineAsm(function_type, template, constraints, side_effect=effect)
-        return builder.call(code, args)
+        return builder.call(code, args, attrs=("convergent",) if effect else ())
 
     def type_one(typingctx, a):
         return signature, codegen
@@ -73,7 +74,6 @@ def fma(typingctx, a, b, c):
     return types.float32(types.float32, types.float32, types.float32), codegen
 
 
-add_rn = _asm("add.rn.f32 $0, $1, $2;", "f", "ff")
 mul_rn = _asm("mul.rn.f32 $0, $1, $2;", "f", "ff")
 fmax = _asm("max.f32 $0, $1, $2;", "f", "ff")  # the other one where one is NaN
 div_rn = _asm("div.rn.f32 $0, $1, $2;", "f", "ff")
@@ -111,12 +111,6 @@ ballot = _asm(
     "r", "r", effect=True,
 )  # fmt: skip
 popc = _asm("popc.b32 $0, $1;", "r", "r")
-
-
-@device
-def lowest_lanes(count):
-    """Return the mask of lanes 0 .. count - 1, count below 32."""
-    return uint32(uint32(uint32(1) << uint32(count)) - uint32(1))
 
 
 @device
@@ -188,22 +182,3 @@ def stream4(typingctx, words, index):
         return cgutils.pack_array(builder, [builder.extract_value(loaded, i) for i in range(4)])
 
     return types.UniTuple(types.uint32, 4)(words, index), codegen
-
-
-@intrinsic
-def store4(typingctx, words, index, a, b, c, d):
-    """Store four 32-bit words, index a multiple of 4."""
-    element = words.dtype
-
-    def codegen(context, builder, sig, args):
-        pointer = _pointer(context, builder, sig, args, 0)
-        vector_type = ir.VectorType(context.get_data_type(element), 4)
-        vector = ir.Constant(vector_type, ir.Undefined)
-        for lane in range(4):
-            number = context.cast(builder, args[2 + lane], sig.args[2 + lane], element)
-            vector = builder.insert_element(vector, number, ir.Constant(_I32, lane))
-        target = vector_type.as_pointer(pointer.type.addrspace)
-        builder.store(vector, builder.bitcast(pointer, target), align=16)
-        return context.get_dummy_value()
-
-    return types.void(words, index, a, b, c, d), codegen

@@ -8,10 +8,10 @@ import numpy as np
 from numbadsd.kernels.cuda.sim import SimulatedFault, current_block, poisoned
 
 __all__ = [
-    "add_rn", "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
+    "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
     "f16_high", "f16_low", "f32_to_bits", "float32", "fma", "fmax", "int32", "int64", "lg2",
-    "load1", "load4", "lowest_lanes", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor",
-    "sqrt_rn", "store1", "store4", "stream4", "to_bf16", "to_f16", "uint32",
+    "load1", "load4", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn", "store1",
+    "stream4", "to_bf16", "to_f16", "uint32",
 ]  # fmt: skip
 
 float32, int32, int64, uint32 = np.float32, np.int32, np.int64, np.uint32
@@ -87,7 +87,7 @@ def fma(a, b, c):
     return np.float32(total)
 
 
-add_rn, mul_rn, div_rn = _f32(np.add), _f32(np.multiply), _f32(np.divide)
+mul_rn, div_rn = _f32(np.multiply), _f32(np.divide)
 sqrt_rn, lg2, fmax = _f32(np.sqrt), _f32(np.log2), _f32(np.fmax)
 
 
@@ -145,11 +145,6 @@ def to_bf16(x):
 def popc(word):
     """Return how many bits are 1."""
     return int(word).bit_count()
-
-
-def lowest_lanes(count):
-    """Return the mask of lanes 0 .. count - 1, count below 32."""
-    return np.uint32((1 << int(count)) - 1)
 
 
 def quotient(a, b):
@@ -212,8 +207,3 @@ def load4(words, index):
 
 
 stream4 = load4
-
-
-def store4(words, index, a, b, c, d):
-    """Store four 32-bit words, index a multiple of 4."""
-    _quad(words, index)[:] = (a, b, c, d)

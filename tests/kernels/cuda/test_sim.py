@@ -96,11 +96,10 @@ def test_warps_may_differ():
 
 
 @pytest.mark.parametrize("index", [-4, 2, 13, 14, 16])
-@pytest.mark.parametrize("word", ["load4", "stream4", "store4"])
+@pytest.mark.parametrize("word", ["load4", "stream4"])
 def test_vector_access_that_is_not_aligned_or_out_of_range(word, index):
-    access, rest = getattr(sim_words, word), (1, 2, 3, 4) if word == "store4" else ()
-    words = sim.poisoned(16, np.uint32)
-    message = fault(lambda words: access(words, index, *rest), words)
+    access, words = getattr(sim_words, word), sim.poisoned(16, np.uint32)
+    message = fault(lambda words: access(words, index), words)
     assert f"vector access at {index} of 16 words: out of range or not aligned" in message
 
 
@@ -246,10 +245,6 @@ def test_ballot_collects_a_bit_of_each_lane(word):
     assert sim_words.popc(np.uint32(word)) == bin(word).count("1")
 
 
-def test_masks_of_lower_lanes():
-    assert [int(sim_words.lowest_lanes(n)) for n in (0, 1, 5, 31)] == [0, 1, 31, 0x7FFFFFFF]
-
-
 def test_an_atomic_sum_has_the_type_of_its_array():
     array = np.array([1, 2], np.int32)
     assert cuda.atomic.add(array, np.uint32(1), 5) == 2
@@ -258,7 +253,7 @@ def test_an_atomic_sum_has_the_type_of_its_array():
 
 def test_vectors_are_loaded_and_stored():
     words = sim.poisoned(12, np.float32)
-    sim_words.store4(words, 4, *map(np.float32, range(4)))
+    words[4:8] = range(4)
     assert sim_words.load4(words, 4) == sim_words.stream4(words, np.int64(4)) == (0, 1, 2, 3)
     assert np.all(words.view(np.uint32)[[0, 3, 8, 11]] == POISONED)
     sim_words.store1(words, np.int64(9), np.float32(5))
@@ -327,11 +322,11 @@ def test_fma_at_the_ends():
 def test_arithmetic_is_that_of_float32():
     rng = np.random.default_rng(1)
     for a, b in rng.standard_normal((50, 2)).astype(np.float32):
-        assert sim_words.add_rn(a, b) == a + b and sim_words.mul_rn(a, b) == a * b
+        assert sim_words.mul_rn(a, b) == a * b
         assert sim_words.div_rn(a, b) == a / b and sim_words.sqrt_rn(abs(a)) == np.sqrt(abs(a))
         assert sim_words.fmax(a, b) == max(a, b)
         assert sim_words.bits_to_f32(sim_words.f32_to_bits(a)) == a
-        assert sim_words.add_rn(a, b).dtype == np.float32
+        assert sim_words.mul_rn(a, b).dtype == np.float32
     nan, one = np.float32(np.nan), np.float32(1)
     assert sim_words.fmax(nan, one) == sim_words.fmax(one, nan) == one
     assert sim_words.quotient(np.int32(17), 5) == 3
