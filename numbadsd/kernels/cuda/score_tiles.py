@@ -59,7 +59,8 @@ def _make_row_scores(spec: ScoreSpec, heads: int, is_streamed: bool):
     dot_vector, unpack = make_dot_vector(row), UNPACK[spec.summary_dtype]
     vector, head_dim, chunks = row.vector, row.head_dim, row.chunks
     is_whole = row.chunk_words == row.words
-    batch = max(n for n in range(1, 9) if chunks % n == 0)
+    most = 4 if heads == 4 else 8  # factors of four heads take the registers of the other loads
+    batch = max(n for n in range(1, most + 1) if chunks % n == 0)
     held = (batch, 4)
 
     @device
