@@ -12,8 +12,10 @@ from numbadsd.kernels.cuda.attend_splits import AttendSpec, attend_splits_kernel
 from numbadsd.kernels.cuda.launch import Kernel
 from numbadsd.kernels.cuda.merge_splits import MergeSpec, merge_splits_kernel
 from numbadsd.kernels.cuda.prefill import fill_uniform_kernel
-from numbadsd.kernels.cuda.score import query_factors_kernel, score_pages_kernel
+from numbadsd.kernels.cuda.score import query_factors_kernel
+from numbadsd.kernels.cuda.score_summed import score_summed_kernel
 from numbadsd.kernels.cuda.score_tiles import ScoreSpec
+from numbadsd.kernels.cuda.score_units import score_units_kernel
 from numbadsd.kernels.cuda.tables import (
     count_outside_kernel,
     pack_tables_kernel,
@@ -60,7 +62,7 @@ def _score_kernels(shape: Shape) -> list[Kernel]:
     is_summed = scoring.share == REQUEST
     return [
         query_factors_kernel(scoring.bound, scoring.arrays, is_summed),
-        score_pages_kernel(spec),
+        score_summed_kernel(spec) if is_summed else score_units_kernel(spec),
     ]
 
 

@@ -1,8 +1,8 @@
 """The words that CUDA kernels are written in, on a device: LLVM instructions and inline PTX.
 
-`sim_words.py` has the twins. An operation takes an array and an index, never an address, so that a twin
-exists; indices do not wrap around. Arithmetic that must not be contracted (a sum that equals
-another backend's bit for bit) is written with `mul_rn`: there is nothing to contract.
+`sim_words.py` has the twins. An operation takes an array and an index, never an address, so that a
+twin exists; indices do not wrap around. A product that must not be contracted with the sum after it
+(one that equals another backend's bit for bit) is written with `mul_rn`.
 """
 
 from llvmlite import ir

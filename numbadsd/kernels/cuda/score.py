@@ -16,27 +16,16 @@ from functools import cache
 import numpy as np
 
 from numbadsd.kernels import shared
-from numbadsd.kernels.cuda.launch import (
-    LOADS_IN_FLIGHT,
-    DeviceArray,
-    Kernel,
-    check_array,
-    check_stored,
-)
+from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array, check_stored
 from numbadsd.kernels.cuda.ops import cuda, device, float32, int64, quotient
-from numbadsd.kernels.cuda.score_tiles import (
-    NUM_WARPS,
-    ScoreSpec,
-    make_summed_pages,
-    make_unit_pages,
-)
-from numbadsd.kernels.cuda.tiles import QUAD_ROWS, Row
-from numbadsd.kernels.score_shape import KV_HEAD, REQUEST, ScoreShape, score_shape
+from numbadsd.kernels.cuda.score_summed import score_summed_kernel
+from numbadsd.kernels.cuda.score_tiles import ScoreSpec
+from numbadsd.kernels.cuda.score_units import score_units_kernel
+from numbadsd.kernels.cuda.tiles import QUAD_ROWS
+from numbadsd.kernels.score_shape import REQUEST, ScoreShape, score_shape
 
-NUM_THREADS = 32 * NUM_WARPS
 FACTOR_THREADS = 128
 _ZERO = float32(0)
-_NEG_INF = float32(-np.inf)
 
 _first_factor = device(shared.first_factor)
 _second_factor = device(shared.second_factor)
@@ -75,77 +64,6 @@ def query_factors_kernel(bound: int, arrays: int, is_summed: bool) -> Kernel:
         max_registers=32,
         load_bytes=4,
     )
-
-
-@cache
-def score_pages_kernel(spec: ScoreSpec) -> Kernel:
-    """Return the kernel of page scores.
-
-    Work      one block per (request, 8 n pages)
-    Block     4 warps, over kv heads first, then over pages
-    Writes    scores[request, unit, position], every element once; -inf beyond a request's pages
-    Bytes     reads arrays G D e per page, once; factors through the L1 cache
-    """
-    is_summed = spec.share == REQUEST
-    score_page = make_summed_pages(spec) if is_summed else make_unit_pages(spec)
-    passes, head_warps, arrays = spec.passes, spec.head_warps, spec.arrays
-    page_warps, block_pages = NUM_WARPS // head_warps, spec.passes * QUAD_ROWS
-    kv_heads, head_dim = spec.num_kv_heads, spec.head_dim
-    factor_rows = kv_heads if is_summed else kv_heads * spec.group
-    units = 1 if is_summed else kv_heads if spec.share == KV_HEAD else factor_rows
-    parts_size = head_warps * block_pages
-
-    def score_pages(factors, summaries, page_indptr, page_ids, scores, stride, chunks, scale):
-        parts = cuda.shared.array(parts_size, float32)
-        thread, block = cuda.threadIdx.x, cuda.blockIdx.x
-        request = quotient(block, chunks)
-        begin = (block - request * chunks) * block_pages
-        first_page = page_indptr[request]
-        count = page_indptr[request + 1] - first_page
-        lane, warp = thread % 32, thread // 32
-        group, t = lane // 4, lane % 4
-        head_warp, page_warp = warp % head_warps, warp // head_warps
-        first_factor = int64(request) * (arrays * factor_rows * head_dim)
-        for p in range(page_warp, passes, page_warps):
-            if begin + p * QUAD_ROWS < count:
-                position = begin + p * QUAD_ROWS + group
-                page = int64(page_ids[first_page + min(position, count - 1)])
-                if is_summed:
-                    score = score_page(summaries, factors, first_factor, page, head_warp, t)
-                    if t == 0:
-                        parts[head_warp * block_pages + p * QUAD_ROWS + group] = score
-                else:
-                    score_page(
-                        summaries, factors, first_factor, page, head_warp, t, scores,
-                        int64(request) * units * stride + position, stride, position < count, scale,
-                    )  # fmt: skip
-        if is_summed:
-            cuda.syncthreads()
-        for i in range(thread, units * block_pages, NUM_THREADS):
-            position = begin + i % block_pages
-            place = (int64(request) * units + i // block_pages) * stride + position
-            if position < stride and position >= count:
-                scores[place] = _NEG_INF
-            elif is_summed and position < count:
-                total = _ZERO
-                for other in range(head_warps):
-                    total += parts[other * block_pages + i]
-                scores[place] = total * scale
-
-    return Kernel(
-        name=(
-            f"score_pages-{head_dim}-{spec.summary_dtype}-{arrays}-{kv_heads}-{spec.group}"
-            f"-{spec.share}"
-        ),
-        function=score_pages,
-        parameters=(
-            "f32[]", "u32[]", "i32[]", "i32[]", "f32[]", "i32", "i32", "f32",
-        ),
-        num_threads=NUM_THREADS,
-        max_registers=96 if is_summed else 168,
-        load_bytes=16 * min(8, Row(head_dim, spec.summary_dtype).chunks),
-        low_occupancy=LOADS_IN_FLIGHT,
-    )  # fmt: skip
 
 
 def factors_size(batch: int, shape: ScoreShape, head_dim: int) -> int:
@@ -189,8 +107,9 @@ def score_pages(
     spec = ScoreSpec(
         head_dim, str(summaries.dtype), shape.arrays, shape.num_kv_heads, group, shape.share
     )
+    kernel = score_summed_kernel if is_summed else score_units_kernel
     chunks = -(-stride // (spec.passes * QUAD_ROWS))
     stream.launch(
-        score_pages_kernel(spec), batch * chunks, workspace, summaries, page_indptr, page_ids,
+        kernel(spec), batch * chunks, workspace, summaries, page_indptr, page_ids,
         scores, stride, chunks, np.float32(sm_scale),
     )  # fmt: skip
