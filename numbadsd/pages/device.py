@@ -12,7 +12,7 @@ from numbadsd.kernels.cuda.tables import scatter_numbers
 from numbadsd.kernels.shared import KEY, VALUE
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.device_tables import DeviceTables
-from numbadsd.pages.layout import Runs, as_storable, cache_bytes, runs_of, summary_shape
+from numbadsd.pages.layout import Runs, as_storable, cache_bytes, run_chunks, runs_of, summary_shape
 from numbadsd.pages.staging import Staging, TransferStats
 
 CHUNK_BYTES = 16 << 20  # of tokens that are staged or generated at a time
@@ -188,7 +188,18 @@ class DevicePagePool:
         return Runs(page_ids, slots, np.arange(len(page_ids) + 1))
 
     def _append(self, keys: np.ndarray, values: np.ndarray, runs: Runs) -> None:
-        """Send tokens and write them."""
+        """Send tokens and write them: in one copy, but for long prompts."""
+        token_bytes = (keys.nbytes + values.nbytes) // max(1, len(keys))
+        for first, last in run_chunks(runs.token_indptr, max(1, CHUNK_BYTES // token_bytes)):
+            begin, end = runs.token_indptr[first], runs.token_indptr[last]
+            part = Runs(
+                runs.page_ids[first:last],
+                runs.first_slots[first:last],
+                runs.token_indptr[first : last + 1] - begin,
+            )
+            self._append_chunk(keys[begin:end], values[begin:end], part)
+
+    def _append_chunk(self, keys: np.ndarray, values: np.ndarray, runs: Runs) -> None:
         if keys.dtype != self.keys.dtype:  # rounded here: half the bytes travel
             keys, values = keys.astype(self.keys.dtype), values.astype(self.keys.dtype)
         sent = self._staging.send(keys, values, *runs)

@@ -45,6 +45,17 @@ def runs_of(page_ids: np.ndarray, first_token: int, num_tokens: int, page_size: 
     )
 
 
+def run_chunks(token_indptr: np.ndarray, max_tokens: int):
+    """Yield (first, last) of groups of runs with at most `max_tokens` tokens, or one run."""
+    first = 0
+    while first < len(token_indptr) - 1:
+        limit = token_indptr[first] + max_tokens
+        last = int(np.searchsorted(token_indptr, limit, "right")) - 1
+        last = max(first + 1, last)
+        yield first, last
+        first = last
+
+
 def summary_shape(config: ModelConfig, num_pages: int) -> tuple[int, ...]:
     """Return the shape of the summaries of `num_pages` pages: [N, G, D] or [N, 2, G, D]."""
     arrays = Summary(config.summary).arrays

@@ -54,6 +54,16 @@ def test_a_device_follows_its_cache_bit_for_bit(summary, dtype):
     assert_device_equals(pool)
 
 
+def test_a_long_prompt_travels_in_chunks_of_whole_pages(monkeypatch):
+    pool = make_pool([3], kv_dtype="float16")
+    token_bytes = 2 * pool.config.num_kv_heads * pool.config.head_dim * 2
+    monkeypatch.setattr(device, "CHUNK_BYTES", 2 * T * token_bytes)
+    prompt = tuple(a.astype(np.float16) for a in tokens_for(pool, 5 * T))
+    calls, _, _ = transfers_of(pool, lambda: pool.cache.append_tokens(0, *prompt))
+    assert calls == 3  # 1 + T, 2 T, T + 3 tokens
+    assert_device_equals(pool)
+
+
 @pytest.mark.parametrize("summary_dtype", DTYPES)
 @pytest.mark.parametrize("summary", ["mean", "cuboid_mean"])
 def test_summaries_may_have_a_dtype_of_their_own(summary, summary_dtype):
