@@ -73,6 +73,9 @@ class DecodeResult:
         Where the time of this call went.
     scores : ndarray [B, S, P] float32 or None
         Page scores, from a sparse GPU path in its debug mode.
+    on_device : dict or None
+        From a GPU path: "outputs", "lse" and, if sparse, "selected" and "scores" as device arrays,
+        which the path's next call overwrites.
     """
 
     outputs: np.ndarray
@@ -80,3 +83,4 @@ class DecodeResult:
     selected_pages: np.ndarray | None
     stages: StageTimes
     scores: np.ndarray | None = None
+    on_device: dict[str, object] | None = None

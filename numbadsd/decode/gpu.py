@@ -4,7 +4,7 @@ import numpy as np
 
 from numbadsd.config import check
 from numbadsd.decode.gpu_step import GpuStep, StepOptions, StepShape
-from numbadsd.decode.inputs import checked_queries
+from numbadsd.decode.inputs import checked_queries, device_queries
 from numbadsd.errors import IntegrityError
 from numbadsd.kernels.cuda.attend import MAX_TILE_HEADS
 from numbadsd.kernels.cuda.topk import MAX_K
@@ -73,8 +73,10 @@ class _GpuPath:
 
         Parameters
         ----------
-        queries : ndarray [B, H, D] float32
-            One query per request.
+        queries : ndarray [B, H, D] float32, or a device array of these
+            One query per request. With ``__cuda_array_interface__`` (a `DeviceArray`, CuPy, torch)
+            nothing of the step depends on the host but the list of requests; what makes the
+            queries must have ended.
         request_ids : sequence of int, length B
             Requests of the cache.
 
@@ -82,15 +84,17 @@ class _GpuPath:
         -------
         DecodeResult
             Zeros and lse = -inf where nothing is attended; None for what the output mode leaves
-            on the device.
+            on the device, where `on_device` has it.
         """
         clock = StageClock()
-        queries = checked_queries(queries, request_ids, self.config)
+        has_queries = hasattr(queries, "__cuda_array_interface__")
+        as_checked = device_queries if has_queries else checked_queries
+        queries = as_checked(queries, request_ids, self.config)
         rows, max_pages = self.pool.tables.sync(request_ids)
         clock.lap("page_table")
         if not len(queries):
             return self._empty_result(clock)
-        step = self._step(StepShape.holding(len(queries), max_pages, self.is_sparse))
+        step = self._step(StepShape.holding(len(queries), max_pages, self.is_sparse, has_queries))
         step.write_inputs(queries, rows)
         clock.lap("h2d")
         if self.debug:
@@ -129,7 +133,8 @@ class _GpuPath:
         if mode == "debug" and self.is_sparse:
             selected, scores = step.output("selected"), step.output("scores")
         clock.lap("d2h")
-        return DecodeResult(outputs, lse, selected, clock.times(kernel_ms), scores)
+        on_device = step.device_outputs()
+        return DecodeResult(outputs, lse, selected, clock.times(kernel_ms), scores, on_device)
 
     def _empty_result(self, clock: StageClock) -> DecodeResult:
         config, mode = self.config, self._options.output_mode

@@ -44,12 +44,15 @@ class StepShape:
     batch: int
     max_pages: int
     is_sparse: bool
+    has_queries: bool = False  # on the device, before the step starts
 
     @staticmethod
-    def holding(batch: int, max_pages: int, is_sparse: bool) -> "StepShape":
+    def holding(
+        batch: int, max_pages: int, is_sparse: bool, has_queries: bool = False
+    ) -> "StepShape":
         """Return the shape that a batch uses: pages are rounded up to a power of two."""
         pages = max(_FIRST_PAGES, max_pages)
-        return StepShape(batch, 1 << (pages - 1).bit_length(), is_sparse)
+        return StepShape(batch, 1 << (pages - 1).bit_length(), is_sparse, has_queries)
 
 
 @dataclass
@@ -88,10 +91,13 @@ class GpuStep:
         config, batch = pool.config, shape.batch
         heads, dim, units = config.num_heads, config.head_dim, config.num_units
         empty = pool.driver.empty
-        self._inputs = _Block.of(
-            pool.driver,
-            {"rows": ((batch,), np.int32), "queries": ((batch, heads, dim), np.float32)},
-        )
+        rows, queries = ((batch,), np.int32), ((batch, heads, dim), np.float32)
+        if shape.has_queries:
+            self._inputs = _Block.of(pool.driver, {"rows": rows})
+            self._queries = empty(*queries)
+        else:
+            self._inputs = _Block.of(pool.driver, {"rows": rows, "queries": queries})
+            self._queries = self._inputs.on_device("queries")
         outputs = {
             "outputs": ((batch, heads, dim), np.float32),
             "lse": ((batch, heads), np.float32),
@@ -148,7 +154,7 @@ class GpuStep:
     def _select(self) -> None:
         config, pool, out = self.pool.config, self.pool, self._outputs.on_device
         score_pages(
-            self._inputs.on_device("queries"), pool.summaries, *self._table[:2], config.summary,
+            self._queries, pool.summaries, *self._table[:2], config.summary,
             config.share, config.sm_scale, out("scores"), stream=pool.stream,
             workspace=self._factors,
         )  # fmt: skip
@@ -162,7 +168,7 @@ class GpuStep:
     def _attend(self) -> None:
         config, pool, out = self.pool.config, self.pool, self._outputs.on_device
         attend_pages(
-            self._inputs.on_device("queries"), pool.keys, pool.values, *self._table,
+            self._queries, pool.keys, pool.values, *self._table,
             config.num_kv_heads, config.sm_scale, out("outputs"), out("lse"), stream=pool.stream,
             workspace=self._partials, max_pages=self.shape.max_pages,
             selected=out("selected") if self.shape.is_sparse else None,
@@ -182,10 +188,13 @@ class GpuStep:
 
     # ---- a run
 
-    def write_inputs(self, queries: np.ndarray, rows: np.ndarray) -> None:
-        """Fill the block that the step starts from."""
-        self._inputs.on_host("queries")[:] = queries
+    def write_inputs(self, queries: np.ndarray | DeviceArray, rows: np.ndarray) -> None:
+        """Fill what the step starts from."""
         self._inputs.on_host("rows")[:] = rows
+        if self.shape.has_queries:
+            self.pool.stream.copy(self._queries, queries)
+        else:
+            self._inputs.on_host("queries")[:] = queries
 
     def num_faults(self) -> int:
         """Return how many page ids of the batch are outside the pool, before a page is read."""
@@ -232,3 +241,7 @@ class GpuStep:
     def output(self, name: str) -> np.ndarray:
         """Return a copy of an output of the last step: outputs, lse, selected or scores."""
         return self._outputs.on_host(name).copy()
+
+    def device_outputs(self) -> dict[str, DeviceArray]:
+        """Return all outputs as they lie on the device, valid until the next step."""
+        return {name: self._outputs.on_device(name) for name in self._outputs.parts}

@@ -1,8 +1,11 @@
 """What every path asks of its arguments."""
 
+from math import prod
+
 import numpy as np
 
 from numbadsd.config import KV_DTYPES, ModelConfig, check
+from numbadsd.kernels.cuda.launch import DeviceArray
 
 
 def checked_queries(queries: np.ndarray, request_ids, config: ModelConfig) -> np.ndarray:
@@ -15,3 +18,16 @@ def checked_queries(queries: np.ndarray, request_ids, config: ModelConfig) -> np
         is_real = queries.dtype in (np.float64, *KV_DTYPES.values())
         check(is_real, "queries", f"dtype {queries.dtype}", "a real floating type")
     return np.ascontiguousarray(queries, np.float32)
+
+
+def device_queries(queries, request_ids, config: ModelConfig) -> DeviceArray:
+    """Return queries of any library's device array as a DeviceArray, or raise ValueError."""
+    shape = (len(request_ids), config.num_heads, config.head_dim)
+    described = queries.__cuda_array_interface__
+    got = f"shape {tuple(described['shape'])}, type {described['typestr']}"
+    check(tuple(described["shape"]) == shape, "queries", got, f"shape {shape}")
+    check(np.dtype(described["typestr"]) == np.float32, "queries", got, "float32 on the device")
+    strides = described.get("strides")
+    rows = tuple(4 * prod(shape[i + 1 :]) for i in range(3))
+    check(strides is None or tuple(strides) == rows, "queries", f"strides {strides}", f"{rows}")
+    return DeviceArray(described["data"][0], shape, np.float32, queries)
