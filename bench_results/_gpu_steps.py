@@ -218,11 +218,15 @@ def _tell_torch(run: Run, file: Path, notes: list[str]) -> None:
 
 
 def host(run: Run) -> None:
-    """Compare a step's wall time, without events in it, with the time its kernels take."""
+    """Compare a step's wall time, without events in it, with the time its kernels take.
+
+    Once with queries and outputs on the host, once with both on the device, as an engine has them.
+    """
     rows = []
     for case in run.sized(HOST):
         data = case.fill()
-        rows += [_host_share(run, case, data, name) for name in GPU_PATHS]
+        for resident in (False, True):
+            rows += [_host_share(run, case, data, name, resident) for name in GPU_PATHS]
         del data
         gc.collect()  # cache and device pool know each other
         last = " and ".join(f"{r['path']} {r['host_share']:.1%}" for r in rows[-len(GPU_PATHS) :])
@@ -230,15 +234,18 @@ def host(run: Run) -> None:
     print(tabulate(rows, headers="keys", floatfmt=".4f"))
 
 
-def _host_share(run: Run, case: Case, data, name: str) -> dict:
+def _host_share(run: Run, case: Case, data, name: str, resident: bool) -> dict:
     """Return the medians of one path."""
+    queries, mode = data.queries, "outputs"
+    if resident:
+        queries, mode = _on_device(data.queries), "none"
     steps, warmup = (1, 0) if run.tiny else (_HOST_STEPS, _HOST_WARMUP)
     wall, kernel, total = [], [], []
     for timing in (False, True):
-        path = make_path(name, data.cache, timing=timing)
+        path = make_path(name, data.cache, timing=timing, output_mode=mode)
         for i in range(-warmup, steps):
             start = perf_counter()
-            stages = path.decode(data.queries, data.request_ids).stages
+            stages = path.decode(queries, data.request_ids).stages
             wall_ms = (perf_counter() - start) * 1e3
             if i >= 0 and timing:
                 kernel.append(stages.kernel_ms)
@@ -248,9 +255,18 @@ def _host_share(run: Run, case: Case, data, name: str) -> dict:
     wall_ms, kernel_ms, total_ms = map(float, map(np.median, (wall, kernel, total)))
     share = 1 - kernel_ms / wall_ms
     return {
-        "case": case.name, "path": name, "wall_ms": wall_ms, "kernel_ms": kernel_ms,
-        "total_with_events_ms": total_ms, "host_share": share,
+        "case": case.name, "path": name, "resident": resident, "wall_ms": wall_ms,
+        "kernel_ms": kernel_ms, "total_with_events_ms": total_ms, "host_share": share,
     }  # fmt: skip
+
+
+def _on_device(array: np.ndarray):
+    """Return a copy of an array on the device."""
+    driver = get_driver()
+    stream, copy = driver.stream(), driver.empty(array.shape, array.dtype)
+    stream.upload(copy, array)
+    stream.synchronize()
+    return copy
 
 
 STEPS = {

@@ -80,7 +80,7 @@ def test_the_steps_run_in_the_simulator(tmp_path):
     assert [row["path"] for row in steps["host"]["data"]["steps"]] == [
         "dense_gpu",
         "sparse_gpu",
-    ] * 2
+    ] * 4
     log = (out / "log.txt").read_text()
     assert log.count("==== ") == len(REHEARSED) and log.count("== Verdict ==") == len(records)
 
