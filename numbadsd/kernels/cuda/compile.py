@@ -73,21 +73,32 @@ def _as_if_on(compute_capability: tuple[int, int]):
             setattr(module, name, original)
 
 
+def _compile(kernel: Kernel, *, lto: bool):
+    return dispatcher._Kernel(
+        kernel.function,
+        argument_types(kernel),
+        lto=lto,
+        opt=True,
+        fastmath=False,
+        link=[],
+        max_registers=kernel.max_registers,
+    )
+
+
 def compile_now(kernel: Kernel, compute_capability: tuple[int, int]) -> MachineCode:
     """Compile a kernel for an architecture; no device is needed."""
     arch = (*compute_capability, "a") if compute_capability in _SPECIFIC else compute_capability
     with _as_if_on(compute_capability):
-        compiled = dispatcher._Kernel(
-            kernel.function,
-            argument_types(kernel),
-            lto=True,
-            opt=True,
-            fastmath=False,
-            link=[],
-            max_registers=kernel.max_registers,
-        )
+        compiled = _compile(kernel, lto=True)
         code = compiled._codelibrary.get_cubin(cc=arch).code
     return MachineCode(compiled.entry_name, bytes(code))
+
+
+def ptx_of(kernel: Kernel, compute_capability: tuple[int, int]) -> tuple[str, str]:
+    """Return the entry's name and the PTX of a kernel, as compiled without link-time steps."""
+    with _as_if_on(compute_capability):
+        compiled = _compile(kernel, lto=False)
+        return compiled.entry_name, compiled._codelibrary.get_asm_str(cc=compute_capability)
 
 
 def compile_cached(kernel: Kernel, compute_capability: tuple[int, int]) -> MachineCode:
