@@ -21,6 +21,7 @@ class _CpuPath:
         self.config = cache.config
         cache.pool.keys  # noqa: B018 (raises here where there is no storage to read)
         self.fused = fused
+        self._last_table: tuple | None = None
 
     def decode(self, queries: np.ndarray, request_ids) -> DecodeResult:
         """Attend one query per request to that request's context.
@@ -39,13 +40,23 @@ class _CpuPath:
         """
         clock = StageClock()
         queries = checked_queries(queries, request_ids, self.config)
-        table = self.cache.page_table(request_ids)
+        table = self._page_table(request_ids)
         clock.lap("page_table")
         outputs = np.empty_like(queries)
         lse = np.empty(queries.shape[:2], np.float32)
         clock.lap("malloc")
         selected = self._attend(queries, table, outputs, lse, clock)
         return DecodeResult(outputs, lse, selected, clock.times())
+
+    def _page_table(self, request_ids) -> PageTable:
+        """Return the batch's page lists: those of the last step while the cache is unchanged.
+
+        A model's layers decode over the same lists, one step after the other.
+        """
+        key = (self.cache.version, list(request_ids))
+        if self._last_table is None or self._last_table[0] != key:
+            self._last_table = (key, self.cache.page_table(request_ids))
+        return self._last_table[1]
 
     def _attend_rows(self, queries, pool, rows, outputs, lse) -> None:
         keys, values = pool

@@ -10,7 +10,15 @@ from numbadsd.decode.path import PATHS, make_path
 from numbadsd.errors import CudaUnavailable, StorageUnavailable
 from numbadsd.pages.cache import PagedKvCache
 from tests import oracle
-from tests.builders import DTYPES, SHARES, SUMMARIES, make_cache, random_queries, small_config
+from tests.builders import (
+    DTYPES,
+    SHARES,
+    SUMMARIES,
+    make_cache,
+    random_queries,
+    random_tokens,
+    small_config,
+)
 from tests.decode.checks import (
     assert_same_bits,
     check_attention,
@@ -358,3 +366,26 @@ def test_a_gpu_path_that_cannot_run_says_why_and_what_to_do(name, monkeypatch):
     assert (caught.value.reason, caught.value.remedy) == problem
     assert str(caught.value) == "; ".join(problem)
     assert not cache.mirrors
+
+
+@pytest.mark.parametrize("name", ["dense_cpu", "sparse_cpu"])
+def test_page_lists_are_kept_only_while_the_cache_is_unchanged(name):
+    config = small_config()
+    cache, _, _ = make_cache(config, [9, 5], capacity_pages=40)
+    queries, path = random_queries(config, 2, 1), make_path(name, cache)
+
+    def check(ids):
+        fresh = make_path(name, cache).decode(queries[: len(ids)], ids)
+        for _ in range(2):  # the second one by the lists that were kept
+            assert_same_bits(path.decode(queries[: len(ids)], ids), fresh)
+
+    check([0, 1])
+    check([1, 0])
+    cache.append_step([0, 1], *random_tokens(config, 2, 3))
+    check([1, 0])
+    cache.release_request(1)
+    cache.append_tokens(1, *random_tokens(config, 6, 4))
+    check([1, 0])
+    cache.reset()
+    cache.append_tokens(0, *random_tokens(config, 3, 5))
+    check([0])
