@@ -127,13 +127,11 @@ def sparse_step(
     stage_ns: np.ndarray,  # [4] i64 out, in the order of STAGE_SLOTS
 ) -> None:
     """Select each unit's K best pages and attend to them in place."""
-    shape = queries.shape
-    check_array("queries", queries, shape, np.float32)
-    num_units = ScoreShape(*plan.shape).num_units
-    check_array("selected", selected, (shape[0], num_units, selected.shape[-1]), np.int32)
-    check_array("outputs", outputs, shape, np.float32)
-    check_array("lse", lse, shape[:2], np.float32)
-    if shape[0] > 0:
+    # our own arrays, and with cold caches a step cannot pay for more than this
+    batch, heads, _ = queries.shape
+    assert outputs.shape == queries.shape and lse.shape == (batch, heads)
+    assert selected.shape[0] == batch and selected.dtype == np.int32
+    if batch > 0:
         sparse_step_kernel(
             queries, plan.rows, (page_indptr, page_ids, last_page_tokens), plan.shape, plan.forced,
             plan.geometry, plan.num_threads, plan.sm_scale, selected, outputs, lse, stage_ns,
