@@ -117,8 +117,9 @@ class GpuStep:
         self._partials = [
             empty(size, np.float32) for size in workspace_sizes(batch, heads, dim, max_splits)
         ]
-        scoring = score_shape(config.summary, config.share, pool.summaries.shape, heads)
-        self._factors = empty(factors_size(batch, scoring, dim), np.float32)
+        if shape.is_sparse:
+            scoring = score_shape(config.summary, config.share, pool.summaries.shape, heads)
+            self._factors = empty(factors_size(batch, scoring, dim), np.float32)
         self._events: list[tuple[str, object]] = []
         self._graph = None
 

@@ -48,6 +48,8 @@ class DevicePagePool:
         self.stats = TransferStats()
         self._staging = Staging(self.driver, self.stream, self.stats)
         self._token_shape = (config.num_kv_heads, config.head_dim)
+        # K and V made on the device: kept, so that a step neither allocates nor waits
+        self._generated = [self.driver.empty((1, *self._token_shape), np.float32) for _ in range(2)]
         shape = (num_pages, config.num_kv_heads, config.page_size, config.head_dim)
         self.keys = self.driver.empty(shape, KV_DTYPES[config.kv_dtype])
         self.values = self.driver.empty(shape, KV_DTYPES[config.kv_dtype])
@@ -210,12 +212,14 @@ class DevicePagePool:
         ids, places, *sent = self._staging.send(
             request_ids.astype(np.int64), positions.astype(np.int64), *runs
         )
-        shape = (positions.size, *self._token_shape)
-        tokens = [self.driver.empty(shape, np.float32) for _ in range(2)]
+        if positions.size > len(self._generated[0]):
+            self.stream.synchronize()  # the old memory may still be read
+            shape = (positions.size, *self._token_shape)
+            self._generated = [self.driver.empty(shape, np.float32) for _ in range(2)]
+        tokens = [memory[: positions.size] for memory in self._generated]
         for target, kind in zip(tokens, (KEY, VALUE), strict=True):
             fill_uniform(target, seed, ids, places, kind, stream=self.stream)
         self._store(*tokens, *sent)
-        self.stream.synchronize()  # the tokens' memory is given back now
 
     def _store_empty(self, page_ids: np.ndarray, counts: np.ndarray) -> None:
         """Make the summaries and token counts of pages that hold `counts` tokens."""

@@ -26,7 +26,7 @@ from numbadsd.kernels.cuda.ops import (
     shfl_xor,
     uint32,
 )
-from numbadsd.kernels.cuda.tile_step import LOADS, TOKENS, make_tile_step
+from numbadsd.kernels.cuda.tile_step import LOADS, TOKENS, make_tile_step, softmax_shift
 from numbadsd.kernels.cuda.tiles import Row, heads_of_warp, rows_sum
 
 MAX_WARPS = 4
@@ -92,6 +92,35 @@ def _row_tokens(pages, last_position, count, last_page_tokens, page_size):
     return (pages - 1) * page_size + last
 
 
+def _make_merge_warps(spec: AttendSpec):
+    """Return ``merge_warps``: a block writes what its warps found, tokens in their order."""
+    head_dim, tile_heads, token_warps = spec.head_dim, spec.tile_heads, spec.token_warps
+    padded_heads = spec.warp_heads * spec.head_warps
+    size, num_threads = tile_heads * head_dim, 32 * spec.head_warps * token_warps
+
+    @device
+    def merge_warps(maxima, denominators, warp_sums, sums, softmax):
+        block = cuda.blockIdx.x
+        for i in range(cuda.threadIdx.x, size, num_threads):
+            head = i // head_dim
+            largest = _NEG_INF
+            for other in range(token_warps):
+                largest = max(largest, maxima[other * padded_heads + head])
+            shift = softmax_shift(largest)
+            total, mass = _ZERO, _ZERO
+            for other in range(token_warps):
+                index = other * padded_heads + head
+                weight = ex2(maxima[index] - shift)
+                mass += weight * denominators[index]
+                total += weight * warp_sums[index * head_dim + i % head_dim]
+            sums[int64(block) * size + i] = total
+            if i % head_dim == 0:
+                softmax[(block * tile_heads + head) * 2] = largest
+                softmax[(block * tile_heads + head) * 2 + 1] = mass
+
+    return merge_warps
+
+
 @cache
 def attend_splits_kernel(spec: AttendSpec) -> Kernel:
     """Return the kernel of partial results.
@@ -116,6 +145,7 @@ def attend_splits_kernel(spec: AttendSpec) -> Kernel:
     accumulators = (warp_heads, lane_elements)
     whole_step = make_tile_step(row, page_size, warp_heads, head_warps > 1, False)
     last_step = make_tile_step(row, page_size, warp_heads, head_warps > 1, True)
+    merge_warps = _make_merge_warps(spec)
     weights_size = num_warps * TOKENS * warp_heads
     states_size = num_warps * warp_heads
 
@@ -205,23 +235,7 @@ def attend_splits_kernel(spec: AttendSpec) -> Kernel:
                             warp_sums[start + d] = acc[h, e]
             cuda.syncthreads()
 
-            for i in range(thread, tile_heads * head_dim, num_threads):
-                head = i // head_dim
-                state = head // warp_heads * warp_heads + head % warp_heads
-                largest = _NEG_INF
-                for other in range(token_warps):
-                    largest = max(largest, maxima[other * padded_heads + state])
-                shift = _ZERO if largest == _NEG_INF else largest
-                total, mass = _ZERO, _ZERO
-                for other in range(token_warps):
-                    index = other * padded_heads + state
-                    weight = ex2(maxima[index] - shift)
-                    mass += weight * denominators[index]
-                    total += weight * warp_sums[index * head_dim + i % head_dim]
-                sums[int64(block) * (tile_heads * head_dim) + i] = total
-                if i % head_dim == 0:
-                    softmax[(block * tile_heads + head) * 2] = largest
-                    softmax[(block * tile_heads + head) * 2 + 1] = mass
+            merge_warps(maxima, denominators, warp_sums, sums, softmax)
 
     return Kernel(
         name=f"attend_splits-{head_dim}-{spec.kv_dtype}-{page_size}-{tile_heads}-{spec.group}",

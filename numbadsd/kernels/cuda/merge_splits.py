@@ -9,6 +9,7 @@ import numpy as np
 from numbadsd.kernels.cuda.attend_splits import row_pages, split_pages
 from numbadsd.kernels.cuda.launch import Kernel
 from numbadsd.kernels.cuda.ops import cuda, ex2, float32, int64, lg2, quotient
+from numbadsd.kernels.cuda.tile_step import softmax_shift
 
 MERGE_THREADS = 256
 _NEG_INF = float32(-np.inf)
@@ -65,7 +66,7 @@ def merge_splits_kernel(spec: MergeSpec) -> Kernel:
             cuda.syncthreads()
             half //= 2
         largest = maxima[0]
-        shift = _ZERO if largest == _NEG_INF else largest
+        shift = softmax_shift(largest)
 
         group, d = thread // columns, thread % columns
         total, mass = _ZERO, _ZERO

@@ -7,6 +7,7 @@ sums      lanes along head_dim, every token's V row times its weight
 
 import numpy as np
 
+from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.ops import (
     cuda,
     device,
@@ -35,6 +36,8 @@ TOKENS = 16  # of a step
 LOADS = 8  # of 16 bytes that a lane starts before it uses the first
 _NEG_INF = float32(-np.inf)
 _ZERO = float32(0)
+
+softmax_shift = device(shared.softmax_shift)
 
 
 def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
@@ -65,7 +68,7 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
         largest = fmax(largest, shfl_xor(largest, uint32(4)))
         largest = fmax(largest, shfl_xor(largest, uint32(8)))
         largest = fmax(maximum, fmax(largest, shfl_xor(largest, uint32(16))))
-        shift = _ZERO if largest == _NEG_INF else largest
+        shift = softmax_shift(largest)
         correction = ex2(maximum - shift)
         low, high = ex2(low - shift), ex2(high - shift)
         if t < warp_heads:

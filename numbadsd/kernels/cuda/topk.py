@@ -15,8 +15,6 @@ from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array
 from numbadsd.kernels.cuda.ops import (
     cuda,
     device,
-    f32_to_bits,
-    float32,
     int32,
     int64,
     quotient,
@@ -31,17 +29,7 @@ BINS = 256  # one a thread
 MAX_K = 1024
 
 _FORCED_KEY = shared.FORCED_KEY
-_SIGN = uint32(0x80000000)
-_NEG_INF_BITS = uint32(0xFF800000)
-
-
-@device
-def _ordered_key(score):
-    """Return `shared.ordered_key` in this backend's words."""
-    bits = f32_to_bits(score + float32(0))  # -0.0 + 0.0 is +0.0
-    if score != score:
-        bits = _NEG_INF_BITS
-    return uint32(~bits) if uint32(bits & _SIGN) != uint32(0) else uint32(bits | _SIGN)
+_ordered_key = device(shared.ordered_key)
 
 
 @device
