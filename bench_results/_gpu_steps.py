@@ -14,6 +14,7 @@ from pathlib import Path
 from time import monotonic, perf_counter
 
 import _gpu_tools
+import _gpu_topk
 import click
 import numpy as np
 from _gpu_cases import ACCURACY, GPU_PATHS, GQA, HOST, REFERENCE, Case, Run
@@ -273,6 +274,7 @@ STEPS = {
     step.__name__.replace("_", "-"): step
     for step in (
         _gpu_tools.versions, tests, kernels, reference, gqa, accuracy, torch, host, shapes,
+        _gpu_topk.topk, _gpu_topk.topk_tune,
         _gpu_tools.sanitizer, _gpu_tools.profile, _gpu_tools.sanitizer_target,
         _gpu_tools.profile_target,
     )

@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import _gpu_topk
 import numpy as np
 from _gpu_cases import GPU_PATHS, PROFILED, SMALL, Case, Run
 from tabulate import tabulate
@@ -140,7 +141,10 @@ def _errors(status: int | None, output: str) -> str:
 
 
 def sanitizer_target(run: Run) -> None:
-    """Decode, append and decode again, launch by launch: tokens from the host and of the device."""
+    """Decode, append and decode again, launch by launch: tokens from the host and of the device.
+
+    Then top-k over rows that go all their ways.
+    """
     (case,) = run.sized([SMALL])
     model, rng = case.config.model, np.random.default_rng(0)
     pages = case.batch * (-(-case.context // case.page_size) + _SPARE_PAGES)
@@ -159,6 +163,7 @@ def sanitizer_target(run: Run) -> None:
     for request in ids:
         pool.prefill_synthetic(request, case.context, 0)
     _decode_twice(case, cache, lambda: pool.append_synthetic(ids, 0))
+    _gpu_topk.every_way()
     run.tell("decoded")
 
 

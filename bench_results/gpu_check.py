@@ -11,6 +11,8 @@ folder holds, at most:
     summary.json   status, seconds, key figure and numbers of each step, renewed after each one
     decode.jsonl   the records of `dsd_bench`
     torch.jsonl    `versus_torch_gpu.py`
+    topk.jsonl     the records of `dsd_topk_bench`
+    topk_tuning.json  an entry for numbadsd/kernels/cuda/topk_tuning.json
 
 It needs numba, numba-cuda with NVVM and nvJitLink, cuda-bindings, numpy, ml_dtypes, click,
 tabulate, tqdm, psutil, and pytest with hypothesis for the tests. Not needed: platformdirs (a
@@ -72,6 +74,8 @@ STEPS = (
     Step("accuracy", 90, 30, "dsd_bench with all four paths on structured data"),
     Step("torch", 120, 40, "torch's attention beside dense_gpu, same shapes, same process"),
     Step("host", 40, 15, "the host's share of a step"),
+    Step("topk", 60, 25, "dsd_topk_bench at decode's rows and at long ones, torch.topk beside"),
+    Step("topk-tune", 30, 10, "which rows a warp, a block or several should select"),
     Step("sanitizer", 150, 40, "compute-sanitizer: memcheck and racecheck of a small decode"),
     Step("profile", 60, 25, "ncu: DRAM throughput and occupancy of each kernel of a step"),
     Step("shapes", 240, 60, "kernel tests of every shape, many to compile: with the time left"),

@@ -14,6 +14,7 @@ from numbadsd.errors import (
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.descriptors import AppendedToken, PageDescriptor
 from numbadsd.pages.pool import PagePool
+from numbadsd.selection import topk, topk_workspace_bytes
 from numbadsd.types import DecodeResult, PageTable, StageTimes
 
 __version__ = "0.1.0"
@@ -37,4 +38,6 @@ __all__ = [
     "StageTimes",
     "StorageUnavailable",
     "make_path",
+    "topk",
+    "topk_workspace_bytes",
 ]

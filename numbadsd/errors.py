@@ -54,3 +54,32 @@ class CudaUnavailable(NumbadsdError):
 
 class CaptureError(NumbadsdError, ValueError):
     """A file of captured tensors cannot be used; the message names the file and the fault."""
+
+
+class TraceError(NumbadsdError, ValueError):
+    """A file of request arrivals cannot be used; the message names the file, the row, the fault."""
+
+
+class SchedulerStuck(NumbadsdError):
+    """Work is pending and a step could do none of it; this is a fault of the scheduler.
+
+    Parameters
+    ----------
+    step : int
+        The step that would have done nothing.
+    num_waiting, num_active : int
+        Requests that wait, and requests that hold pages.
+    free_pages : int | None
+        Pages of the budget that nobody holds; None when it is unlimited.
+    """
+
+    def __init__(self, step: int, num_waiting: int, num_active: int, free_pages: int | None):
+        self.step = step
+        self.num_waiting = num_waiting
+        self.num_active = num_active
+        self.free_pages = free_pages
+        free = "unlimited" if free_pages is None else free_pages
+        super().__init__(
+            f"step {step} would do nothing while {num_waiting} requests wait and {num_active} "
+            f"are active (free pages: {free})"
+        )

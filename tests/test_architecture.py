@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # What each layer may import of numbadsd, besides itself. "root" is numbadsd/__init__.py.
 BASE = {"config", "types", "errors", "timing"}
 KERNELS = {"kernels", "kernels.cpu", "kernels.cuda"}
-BELOW_BENCH = BASE | KERNELS | {"pages", "decode", "serving", "workload", "analysis"}
+BELOW_BENCH = BASE | KERNELS | {"selection", "pages", "decode", "serving", "workload", "analysis"}
 MAY_IMPORT = {
     "config": set(),
     "types": set(),
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "kernels.cpu": {"kernels"},
     "kernels.cuda": {"kernels"},
+    "selection": BASE | KERNELS,
     "pages": BASE | KERNELS,
     "decode": BASE | KERNELS | {"pages"},
     "serving": BASE | {"pages", "decode"},
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "root": BELOW_BENCH,
     "bench": BELOW_BENCH | {"root"},
     "integration": BASE | {"root", "pages", "decode", "serving"},
-    "cli": BASE | {"root", "bench"},
+    "cli": BASE | {"root", "bench", "integration"},  # it hands what others do to a benchmark
     "plots": {"bench"},
     "oracle": set(),
 }
@@ -145,6 +146,8 @@ def test_every_module_belongs_to_a_layer():
         ("numbadsd/bench/decode.py", "from numbadsd.cli import dsd_bench"),
         ("numbadsd/bench/decode.py", "import torch.nn"),
         ("cli/dsd_bench.py", "from numbadsd.pages import pool"),
+        ("cli/dsd_topk_bench.py", "import torch"),
+        ("numbadsd/integration/selectors.py", "from numbadsd.bench import topk"),
         ("plots/plot_time.py", "from numbadsd.analysis import roofline"),
         ("tests/oracle.py", "from numbadsd.config import ModelConfig"),
     ],
@@ -164,6 +167,7 @@ def test_the_walker_finds_a_planted_upward_import(tmp_path, path, source):
         ("numbadsd/bench/decode.py", "import numbadsd"),
         ("cli/dsd_bench.py", "import click\nfrom numbadsd.bench import decode"),
         ("numbadsd/integration/torch.py", "import torch"),
+        ("cli/dsd_topk_bench.py", "from numbadsd.integration import selectors"),
         ("tests/oracle.py", "import numpy as np"),
     ],
 )

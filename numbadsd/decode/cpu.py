@@ -7,7 +7,7 @@ from numbadsd.kernels.cpu.attend import attend_pages
 from numbadsd.kernels.cpu.gather import gather_pages, select_rows
 from numbadsd.kernels.cpu.score import score_pages
 from numbadsd.kernels.cpu.step import STAGE_SLOTS, plan_sparse_step, sparse_step
-from numbadsd.kernels.cpu.topk import select_pages
+from numbadsd.kernels.cpu.topk import topk_rows
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.timing import StageClock
 from numbadsd.types import DecodeResult, PageTable
@@ -21,7 +21,7 @@ class _CpuPath:
         self.config = cache.config
         cache.pool.keys  # noqa: B018 (raises here where there is no storage to read)
         self.fused = fused
-        self._last_table: tuple | None = None
+        self._last_table = (None, -1, None)  # rows, version of the cache, page table
 
     def decode(self, queries: np.ndarray, request_ids) -> DecodeResult:
         """Attend one query per request to that request's context.
@@ -53,10 +53,13 @@ class _CpuPath:
 
         A model's layers decode over the same lists, one step after the other.
         """
-        key = (self.cache.version, list(request_ids))
-        if self._last_table is None or self._last_table[0] != key:
-            self._last_table = (key, self.cache.page_table(request_ids))
-        return self._last_table[1]
+        request_ids = tuple(request_ids)
+        rows, version = self.cache.rows(request_ids), self.cache.version
+        last_rows, last_version, table = self._last_table
+        if rows is not last_rows or version != last_version:
+            table = self.cache.page_table(request_ids)
+            self._last_table = (rows, version, table)
+        return table
 
     def _attend_rows(self, queries, pool, rows, outputs, lse) -> None:
         keys, values = pool
@@ -113,7 +116,7 @@ class SparseCpuPath(_CpuPath):
 
     def _select(self, queries, table: PageTable, selected, clock: StageClock) -> None:
         config, counts = self.config, table.page_counts
-        shape = (len(queries), config.num_units, counts.max(initial=0))
+        shape = (len(queries), config.num_units, int(counts.max(initial=0)))
         scores = np.empty(shape, np.float32)
         clock.lap("malloc")
         score_pages(
@@ -121,7 +124,11 @@ class SparseCpuPath(_CpuPath):
             config.summary, config.share, config.sm_scale, scores,
         )  # fmt: skip
         clock.lap("score")
-        select_pages(scores, counts, config.num_sink_pages, config.num_recent_pages, selected)
+        topk_rows(
+            scores.reshape(-1), shape[2], shape[2], counts,
+            config.num_sink_pages, config.num_recent_pages, "position",
+            selected.reshape(len(queries) * config.num_units, config.top_k_pages),
+        )  # fmt: skip
         clock.lap("topk")
 
     def _new_copies(self, num_pages: int) -> np.ndarray:

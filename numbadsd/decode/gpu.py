@@ -7,7 +7,7 @@ from numbadsd.decode.gpu_step import GpuStep, StepOptions, StepShape
 from numbadsd.decode.inputs import checked_queries, device_queries
 from numbadsd.errors import IntegrityError
 from numbadsd.kernels.cuda.attend import MAX_TILE_HEADS
-from numbadsd.kernels.cuda.topk import MAX_K
+from numbadsd.kernels.topk_shape import MAX_K
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.device import device_pool_of
 from numbadsd.timing import StageClock

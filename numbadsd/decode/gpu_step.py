@@ -14,7 +14,7 @@ from numbadsd.kernels.cuda.attend import attend_pages, workspace_sizes
 from numbadsd.kernels.cuda.launch import DeviceArray
 from numbadsd.kernels.cuda.score import factors_size, score_pages
 from numbadsd.kernels.cuda.tables import count_outside, pack_tables
-from numbadsd.kernels.cuda.topk import select_pages
+from numbadsd.kernels.cuda.topk import topk_rows, topk_workspace_size
 from numbadsd.kernels.score_shape import score_shape
 from numbadsd.pages.device import DevicePagePool
 
@@ -120,6 +120,7 @@ class GpuStep:
         if shape.is_sparse:
             scoring = score_shape(config.summary, config.share, pool.summaries.shape, heads)
             self._factors = empty(factors_size(batch, scoring, dim), np.float32)
+            self._topk_memory = empty(topk_workspace_size(batch * units, shape.max_pages), np.int32)
         self._events: list[tuple[str, object]] = []
         self._graph = None
 
@@ -160,9 +161,12 @@ class GpuStep:
             workspace=self._factors,
         )  # fmt: skip
         self._mark("score")
-        select_pages(
-            out("scores"), self._page_counts, config.num_sink_pages, config.num_recent_pages,
-            out("selected"), stream=pool.stream,
+        rows, width = self.shape.batch * config.num_units, self.shape.max_pages
+        topk_rows(
+            out("scores").reshape(rows * width), width, width, self._page_counts,
+            config.num_sink_pages, config.num_recent_pages, "position",
+            out("selected").reshape(rows, config.top_k_pages), stream=pool.stream,
+            workspace=self._topk_memory,
         )  # fmt: skip
         self._mark("topk")
 

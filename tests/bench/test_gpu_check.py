@@ -14,10 +14,10 @@ from numbadsd.kernels.cuda.runtime import why_unavailable
 FOLDER = Path(__file__).parents[2] / "bench_results"
 SCRIPT = FOLDER / "gpu_check.py"
 MOST_FILES = 6
-REHEARSED = ["versions", "reference", "gqa", "accuracy", "host"]
+REHEARSED = ["versions", "reference", "gqa", "accuracy", "host", "topk", "topk-tune"]
 ALL_STEPS = [
-    "versions", "tests", "kernels", "reference", "gqa", "accuracy", "torch", "host", "sanitizer",
-    "profile", "shapes",
+    "versions", "tests", "kernels", "reference", "gqa", "accuracy", "torch", "host", "topk",
+    "topk-tune", "sanitizer", "profile", "shapes",
 ]  # fmt: skip
 
 # a step that tells something, starts a process, and then does as its name says
@@ -73,7 +73,9 @@ def test_the_steps_run_in_the_simulator(tmp_path):
     steps = steps_of(out)
     assert {name: step["status"] for name, step in steps.items()} == dict.fromkeys(REHEARSED, "ok")
     assert str(out) in ended.stdout and all(step["figure"] for step in steps.values())
-    assert {file.name for file in out.iterdir()} == {"log.txt", "summary.json", "decode.jsonl"}
+    assert {file.name for file in out.iterdir()} == {
+        "log.txt", "summary.json", "decode.jsonl", "topk.jsonl", "topk_tuning.json",
+    }  # fmt: skip
     records = [json.loads(line) for line in (out / "decode.jsonl").read_text().splitlines()]
     assert [list(r["config"]["paths"])[-2:] for r in records] == [["dense_gpu", "sparse_gpu"]] * 3
     assert None not in records[-1]["accuracy"].values() and records[-1]["quality"]

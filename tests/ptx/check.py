@@ -1,8 +1,9 @@
 """GPU paths over translated PTX, held against CPU paths and the oracle.
 
 A script that `test_ptx.py` runs in a process of its own, where numba-cuda compiles:
-`check.py run SHAPE FOLDER` runs every check of a shape, `check.py translate SHAPES FOLDER` only
-translates kernels. A shape in JSON has the fields of `Shape`; the folder keeps PTX meanwhile.
+`check.py run SHAPE FOLDER` runs every check of a shape, `check.py topk DTYPE FOLDER` those of
+top-k for scores of a type, `check.py translate SHAPES FOLDER` only translates kernels. A shape in
+JSON has the fields of `Shape`; the folder keeps PTX meanwhile.
 """
 
 import json
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from numbadsd.config import KV_DTYPES
 from numbadsd.decode.path import make_path
 from numbadsd.kernels.cuda import driver, runtime
 from numbadsd.kernels.cuda.catalog import Shape, kernels_of
+from numbadsd.kernels.cuda.topk_tuning import TopkTuning
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.device import DevicePagePool, device_pool_of
+from numbadsd.selection import topk
 from numbadsd.workload.synthetic import UniformWorkload
 from tests.builders import make_cache, random_queries, random_tokens, small_config
 from tests.decode.checks import (
@@ -27,6 +31,7 @@ from tests.decode.checks import (
     check_gpu_like_cpu,
     check_scores_and_selection,
 )
+from tests.kernels.cuda.cases import select
 from tests.pages.checks import assert_device_equals
 from tests.ptx.machine import PtxDriver
 
@@ -104,6 +109,22 @@ def run(shape: dict) -> None:
     print("checked")
 
 
+def check_topk(dtype: str) -> None:
+    """Check every way that a row can go, against the CPU kernel, for scores of one type."""
+    rng = np.random.default_rng(SEED)
+    scores = (rng.integers(-40, 40, (6, 1, 90)) / 8).astype(np.float32)
+    scores[0] = rng.standard_normal(90)
+    scores[1, 0, ::3] = np.nan
+    scores = scores.astype(KV_DTYPES[dtype])
+    lengths = np.array([90, 89, 17, 5, 0, -1], np.int32)
+    for tuning in (TopkTuning(16, 32, 32, 64), TopkTuning(100, 100), TopkTuning(0, 100)):
+        for order in ("position", "score"):
+            expected = topk(scores[:, 0], lengths, 7, sorted=order)
+            got = select(scores, 7, lengths, order=order, launch=tuning)
+            np.testing.assert_array_equal(got[:, 0], expected)
+    print("checked")
+
+
 def translate_all(shapes: list[dict]) -> None:
     """Translate every kernel of some shapes."""
     device = runtime.get_driver()
@@ -115,4 +136,6 @@ def translate_all(shapes: list[dict]) -> None:
 
 if __name__ == "__main__":
     install(Path(sys.argv[3]))
-    {"run": run, "translate": translate_all}[sys.argv[1]](json.loads(sys.argv[2]))
+    {"run": run, "topk": check_topk, "translate": translate_all}[sys.argv[1]](
+        json.loads(sys.argv[2])
+    )

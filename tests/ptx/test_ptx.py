@@ -64,6 +64,13 @@ def test_compiled_kernels_give_what_the_cpu_gives(shape, run_check):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_compiled_topk_gives_what_the_cpu_gives(dtype, run_check):
+    assert run_check("topk", dtype) == "checked"
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_every_kernel_of_the_catalog_can_be_translated(run_check):
     answer = run_check("translate", [fields(shape) for shape in SHAPES + TRANSLATED])
     assert answer.endswith("kernels translated") and int(answer.split()[0]) > 40

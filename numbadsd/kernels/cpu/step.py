@@ -14,7 +14,7 @@ from numbadsd.kernels.cpu.clock import monotonic_ns
 from numbadsd.kernels.cpu.gather import select_rows_kernel
 from numbadsd.kernels.cpu.jit import kernel
 from numbadsd.kernels.cpu.score import score_kernel
-from numbadsd.kernels.cpu.topk import select_pages_kernel
+from numbadsd.kernels.cpu.topk import topk_rows_kernel
 from numbadsd.kernels.score_shape import ScoreShape, score_shape
 from numbadsd.kernels.words import as_rows, check_array
 
@@ -69,8 +69,9 @@ def sparse_step_kernel(
         page_indptr, page_ids, shape.share, sm_scale, scores,
     )  # fmt: skip
     scored = monotonic_ns()
-    select_pages_kernel(
-        scores.reshape((batch * units, stride)), counts, forced[0], forced[1],
+    width = scores.shape[2]  # not `stride`, which is a literal 0 at first: compiled for it too
+    topk_rows_kernel(
+        scores.reshape(scores.size), width, width, counts, forced, False, num_threads,
         selected.reshape((batch * units, k)),
     )  # fmt: skip
     chosen = monotonic_ns()

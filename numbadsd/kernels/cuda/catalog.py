@@ -21,7 +21,9 @@ from numbadsd.kernels.cuda.tables import (
     pack_tables_kernel,
     scatter_numbers_kernel,
 )
-from numbadsd.kernels.cuda.topk import select_pages_kernel
+from numbadsd.kernels.cuda.topk import topk_rows_kernel
+from numbadsd.kernels.cuda.topk_parts import DIGITS, count_digit_kernel, emit_parts_kernel
+from numbadsd.kernels.cuda.topk_sort import sort_selected_kernel
 from numbadsd.kernels.score_shape import REQUEST, score_shape
 
 
@@ -43,7 +45,7 @@ def kernels_of(shape: Shape) -> list[Kernel]:
     return [
         pack_tables_kernel(),
         *_score_kernels(shape),
-        select_pages_kernel(),
+        *topk_kernels("float32"),
         *_attend_kernels(shape),
         *_page_kernels(shape),
         scatter_numbers_kernel(),
@@ -63,6 +65,16 @@ def _score_kernels(shape: Shape) -> list[Kernel]:
     return [
         query_factors_kernel(scoring.bound, scoring.arrays, is_summed),
         score_summed_kernel(spec) if is_summed else score_units_kernel(spec),
+    ]
+
+
+def topk_kernels(dtype: str) -> list[Kernel]:
+    """Return all kernels that `topk_rows` may launch for scores of a type."""
+    return [
+        topk_rows_kernel(dtype),
+        *(count_digit_kernel(dtype, step) for step in range(len(DIGITS))),
+        emit_parts_kernel(dtype),
+        sort_selected_kernel(dtype),
     ]
 
 

@@ -19,7 +19,8 @@ from numba.cuda.cudadrv import devices
 from numbadsd.kernels.cache_folder import kernel_cache_folder
 from numbadsd.kernels.cuda.launch import Kernel
 
-_NUMBERS = {"f32": types.float32, "i32": types.int32, "u32": types.uint32, "i64": types.int64}
+_NUMBERS = {"f32": types.float32, "i32": types.int32, "u32": types.uint32, "i64": types.int64,
+            "u16": types.uint16}  # fmt: skip
 # Architectures with instructions of their own: numba-cuda compiles for these as well.
 _SPECIFIC = {(9, 0)}
 

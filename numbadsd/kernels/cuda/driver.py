@@ -16,6 +16,7 @@ from numbadsd.kernels.cuda.launch import PARAMETER_DTYPES, DeviceArray, DeviceEr
 
 _ATTRIBUTE = cu.CUdevice_attribute
 _NO_FLAGS = 0
+LEGACY_STREAM = 1  # the default stream, by the number that is not 0
 
 
 def _check(answer, asked: str = ""):
@@ -80,13 +81,16 @@ class LoadedKernel:
 
 
 class Stream:
-    """Work in order."""
+    """Work in order: a new stream, or the one of another library that has this number."""
 
-    def __init__(self, driver: "CudaDriver"):
+    def __init__(self, driver: "CudaDriver", number: int | None = None):
         self.driver = driver
-        flags = cu.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self.handle = _check(cu.cuStreamCreate(int(flags)))
-        _free_after(self, cu.cuStreamDestroy, self.handle)
+        if number is None:
+            flags = cu.CUstream_flags.CU_STREAM_NON_BLOCKING
+            self.handle = _check(cu.cuStreamCreate(int(flags)))
+            _free_after(self, cu.cuStreamDestroy, self.handle)
+        else:
+            self.handle = cu.CUstream(number or LEGACY_STREAM)
         self._captured: list | None = None  # what a graph has to keep alive
 
     def launch(self, kernel: Kernel, grid: int, *arguments) -> None:
@@ -145,6 +149,13 @@ class Stream:
         _check(cu.cuEventRecordWithFlags(event.handle, self.handle, flags))
         self._keep(event)
         return event
+
+    def wait_for(self, number: int) -> None:
+        """Let what follows start after the work that another stream has now."""
+        if number != int(self.handle):
+            event = Event()
+            _check(cu.cuEventRecord(event.handle, cu.CUstream(number)))
+            _check(cu.cuStreamWaitEvent(self.handle, event.handle, _NO_FLAGS))
 
     def synchronize(self) -> None:
         """Wait for all work."""
@@ -242,6 +253,10 @@ class CudaDriver:
     def stream(self) -> Stream:
         """Return a new stream."""
         return Stream(self)
+
+    def stream_of(self, number: int) -> Stream:
+        """Return the stream of another library; 0 is the default stream."""
+        return Stream(self, number)
 
     def empty(self, shape, dtype) -> DeviceArray:
         """Return memory that nobody has written."""

@@ -27,6 +27,7 @@ PARAMETER_DTYPES = {
     "i32": np.dtype(np.int32),
     "u32": np.dtype(np.uint32),  # words: any 4-byte-multiple storage is passed as these
     "i64": np.dtype(np.int64),
+    "u16": np.dtype(np.uint16),  # of an array: any storage of 2 bytes
 }
 
 
@@ -39,7 +40,8 @@ class Kernel:
     function : callable
         The body, over the words of `ops`.
     parameters : tuple of str
-        One of "f32", "i32", "u32", "i64" for a number, the same with "[]" for a flat array.
+        One of "f32", "i32", "u32", "i64" for a number, the same or "u16" with "[]" for a
+        flat array.
     num_threads : int
         Threads of a block.
     max_registers : int
@@ -78,10 +80,17 @@ class Kernel:
             dtype = PARAMETER_DTYPES[parameter.removesuffix("[]")]
             fits = isinstance(argument, DeviceArray) == is_array
             if fits and is_array:
-                fits = argument.dtype == dtype or (parameter == "u32[]" and not argument.nbytes % 4)
+                fits = argument.dtype == dtype or _is_storage(parameter, argument)
             if not fits:
                 got = getattr(argument, "dtype", type(argument).__name__)
                 raise TypeError(f"{self.name}: argument {index} got {got}, want {parameter}")
+
+
+def _is_storage(parameter: str, array: "DeviceArray") -> bool:
+    """Tell whether an array can be passed as words, whatever is stored in it."""
+    if parameter == "u32[]":
+        return array.nbytes % 4 == 0
+    return parameter == "u16[]" and array.dtype.itemsize == 2
 
 
 class DeviceArray:

@@ -46,6 +46,8 @@ class SimGraph:
 class SimStream:
     """Work in order; here it is done at once, unless it is being captured."""
 
+    handle = 1
+
     def __init__(self):
         self._captured: list | None = None
 
@@ -86,6 +88,9 @@ class SimStream:
         self._do(event._happen)
         return event
 
+    def wait_for(self, number: int) -> None:
+        """Let what follows start after the work that another stream has now."""
+
     def synchronize(self) -> None:
         """Wait for all work."""
 
@@ -117,6 +122,10 @@ class SimDriver:
 
     def stream(self) -> SimStream:
         """Return a new stream."""
+        return SimStream()
+
+    def stream_of(self, number: int) -> SimStream:
+        """Return the stream of another library."""
         return SimStream()
 
     def empty(self, shape, dtype) -> DeviceArray:

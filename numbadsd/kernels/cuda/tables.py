@@ -11,7 +11,12 @@ import numpy as np
 
 from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array
 from numbadsd.kernels.cuda.ops import cuda, int32, int64, quotient
-from numbadsd.kernels.cuda.topk import NUM_THREADS, NUM_WARPS, block_sum_before
+from numbadsd.kernels.cuda.scan import make_block_sum_before
+
+NUM_THREADS = 256
+_NUM_WARPS = NUM_THREADS // 32
+
+_block_sum_before = make_block_sum_before(_NUM_WARPS)
 
 
 @cache
@@ -26,12 +31,12 @@ def pack_tables_kernel() -> Kernel:
         rows, row_pages, row_tokens, page_indptr, page_ids, last_page_tokens, page_counts, batch,
         stride, page_size,
     ):  # fmt: skip
-        warp_totals = cuda.shared.array(NUM_WARPS, int32)
+        warp_totals = cuda.shared.array(_NUM_WARPS, int32)
         thread, request = cuda.threadIdx.x, cuda.blockIdx.x
         before = int32(0)
         for other in range(thread, request, NUM_THREADS):
             before += quotient(row_tokens[rows[other]] + page_size - 1, page_size)
-        _, start = block_sum_before(before, warp_totals)
+        _, start = _block_sum_before(before, warp_totals)
         tokens = row_tokens[rows[request]]
         count = quotient(tokens + page_size - 1, page_size)
         first = int64(rows[request]) * stride
@@ -127,11 +132,11 @@ def count_outside_kernel() -> Kernel:
     """Return the kernel that looks for page ids outside a pool (one block)."""
 
     def count_outside(page_indptr, page_ids, faults, batch, num_pages):
-        warp_totals = cuda.shared.array(NUM_WARPS, int32)
+        warp_totals = cuda.shared.array(_NUM_WARPS, int32)
         outside = int32(0)
         for i in range(cuda.threadIdx.x, page_indptr[batch], NUM_THREADS):
             outside += int32(page_ids[i] < 0 or page_ids[i] >= num_pages)
-        _, total = block_sum_before(outside, warp_totals)
+        _, total = _block_sum_before(outside, warp_totals)
         if cuda.threadIdx.x == 0:
             faults[0] = total
 

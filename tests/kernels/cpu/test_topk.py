@@ -1,22 +1,24 @@
-"""select_pages against a sort, with values chosen to break a histogram or a radix select."""
+"""topk_rows against a sort, with values chosen to break a histogram or a radix select."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numbadsd.kernels.cpu.topk import select_pages
+from numbadsd.kernels.cpu.topk import topk_rows
 from tests import oracle
 
 
-def run(scores, k, page_counts=None, sink=0, recent=0):
+def run(scores, k, page_counts=None, sink=0, recent=0, order="position"):
     """Return the kernel's selection [B, S, k] of scores [B, S, P]."""
     scores = np.ascontiguousarray(scores, dtype=np.float32)
+    batch, units, pages = scores.shape
     if page_counts is None:
-        page_counts = [scores.shape[2]] * scores.shape[0]
-    selected = np.full((*scores.shape[:2], k), -7, np.int32)
-    select_pages(scores, np.array(page_counts, np.int32), sink, recent, selected)
-    return selected
+        page_counts = [pages] * batch
+    selected = np.full((batch * units, k), -7, np.int32)
+    counts = np.array(page_counts, np.int32)
+    topk_rows(scores.reshape(-1), pages, pages, counts, sink, recent, order, selected)
+    return selected.reshape(batch, units, k)
 
 
 def check(scores, k, page_counts=None, sink=0, recent=0):
@@ -81,7 +83,7 @@ def test_the_selection_equals_a_sort(values, pages):
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 def test_a_long_row_equals_a_sort(values):
     scores = np.asarray(values(np.random.default_rng(3), 20_000), np.float32)[None, None]
-    for k in (1, 64, 19_999):
+    for k in (1, 64, 2048):
         check(scores, k, sink=1, recent=2 if k > 2 else 0)
 
 
@@ -175,24 +177,61 @@ def test_any_bit_pattern_equals_a_sort(patterns, k):
     check(np.array(patterns, np.uint32).view(np.float32)[None, None], k)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"scores": np.zeros((1, 1, 4), np.float64)},
-        {"scores": np.zeros((1, 4), np.float32)},
-        {"page_counts": np.array([4, 4], np.int32)},
-        {"selected": np.zeros((1, 2, 2), np.int32)},
-        {"selected": np.zeros((1, 1, 2), np.int64)},
-    ],
-    ids=["score dtype", "score shape", "counts shape", "unit count", "selected dtype"],
-)
+def test_by_score_equal_scores_are_ascending():
+    nan, inf = np.nan, np.inf
+    assert run(row([1, 3, 2, 3, 0]), 4, order="score").tolist() == [[[1, 3, 2, 0]]]
+    assert run(row([nan, -inf, 0.0, -0.0]), 6, order="score").tolist() == [[[2, 3, 0, 1, -1, -1]]]
+
+
+@settings(max_examples=150)
+@given(selections())
+def test_by_score_any_selection_is_the_sorted_one(selection):
+    scores, k, _, _ = selection
+    got = run(row(scores).reshape(1, 1, len(scores)), k, order="score")[0, 0].tolist()
+    chosen = [page for page in oracle.select(scores, k).tolist() if page >= 0]
+    value = [-np.inf if np.isnan(score) else score for score in scores]
+    want = sorted(chosen, key=lambda page: (-value[page], page))
+    assert got == want + [-1] * (k - len(want))
+
+
+WRONG = {
+    "score dtype": {"scores": np.zeros(8, np.float64)},
+    "score bits": {"scores": np.zeros(8, np.uint16)},
+    "score shape": {"scores": np.zeros((2, 4), np.float32)},
+    "strided scores": {"scores": np.zeros(16, np.float32)[::2]},
+    "too few scores": {"scores": np.zeros(7, np.float32)},
+    "row stride": {"row_stride": -1},
+    "row stride beyond": {"row_stride": 5},
+    "width": {"width": -1},
+    "width above 2^20": {"width": (1 << 20) + 1, "scores": np.zeros(1 << 21, np.float32)},
+    "lengths dtype": {"lengths": np.zeros(2, np.int64)},
+    "lengths shape": {"lengths": np.zeros((2, 1), np.int32)},
+    "lengths count": {"lengths": np.zeros(3, np.int32)},
+    "no lengths": {"lengths": np.zeros(0, np.int32)},
+    "first": {"num_first": -1},
+    "last": {"num_last": -1},
+    "forced": {"num_first": 2, "num_last": 1},
+    "order": {"order": "index"},
+    "forced by score": {"order": "score", "num_last": 1},
+    "indices dtype": {"indices": np.zeros((2, 2), np.int64)},
+    "indices shape": {"indices": np.zeros((2, 2, 1), np.int32)},
+    "strided indices": {"indices": np.zeros((2, 4), np.int32)[:, ::2]},
+    "k above 2048": {"indices": np.zeros((2, 2049), np.int32)},
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
 def test_a_wrong_argument_is_a_value_error(change):
     arguments = dict(
-        scores=np.zeros((1, 1, 4), np.float32),
-        page_counts=np.array([4], np.int32),
-        num_sink_pages=0,
-        num_recent_pages=0,
-        selected=np.zeros((1, 1, 2), np.int32),
+        scores=np.zeros(8, np.float32),
+        row_stride=4,
+        width=4,
+        lengths=np.array([4], np.int32),
+        num_first=0,
+        num_last=0,
+        order="position",
+        indices=np.zeros((2, 2), np.int32),
     )
-    with pytest.raises(ValueError, match="(?s)got .*want"):
-        select_pages(**(arguments | change))
+    topk_rows(**arguments)
+    with pytest.raises(ValueError, match="^[a-z_+ ]+: got [^\n]*, want [^\n]*$"):
+        topk_rows(**(arguments | change))

@@ -15,7 +15,7 @@ from numbadsd.kernels.cuda.attend import attend_pages, workspace_sizes
 from numbadsd.kernels.cuda.prefill import fill_uniform
 from numbadsd.kernels.cuda.score import factors_size, score_pages
 from numbadsd.kernels.cuda.tables import pack_tables
-from numbadsd.kernels.cuda.topk import select_pages
+from numbadsd.kernels.cuda.topk import topk_rows, topk_workspace_size
 from numbadsd.kernels.score_shape import score_shape
 from tests import oracle
 from tests.device import assert_same_bits, bits, down, intact, output, stream, up, written
@@ -137,24 +137,29 @@ def check_repeats(results, times):
         assert_same_bits(next(results), first)
 
 
-def select(scores, k, page_counts=None, sink=0, recent=0):
+def select(scores, k, page_counts=None, sink=0, recent=0, *, order="position", launch=None):
     """Return the selection [B, S, k] of scores [B, S, P]."""
     counts = [scores.shape[2]] * len(scores) if page_counts is None else page_counts
-    selected = output((*scores.shape[:2], k), np.int32)
-    select_pages(
-        up(scores), up(np.array(counts, np.int32)), sink, recent, selected, stream=stream()
-    )
-    return written(selected)
+    rows, width = scores.shape[0] * scores.shape[1], scores.shape[2]
+    selected = output((rows, k), np.int32)
+    workspace = output(topk_workspace_size(rows, width, launch), np.int32)
+    topk_rows(
+        up(scores.reshape(-1)), width, width, up(np.array(counts, np.int32)), sink, recent, order,
+        selected, stream=stream(), workspace=workspace, launch=launch,
+    )  # fmt: skip
+    assert intact(workspace), "written beyond a workspace"
+    return written(selected).reshape(*scores.shape[:2], k)
 
 
-def check_selection(scores, k, page_counts=None, sink=0, recent=0):
+def check_selection(scores, k, page_counts=None, sink=0, recent=0, launch=None):
     """Fail unless the selection is the one of a sort."""
     scores = np.asarray(scores, np.float32)
-    selected = select(scores, k, page_counts, sink, recent)
+    selected = select(scores, k, page_counts, sink, recent, launch=launch)
     counts = [scores.shape[2]] * len(scores) if page_counts is None else page_counts
     for request, pages in enumerate(counts):
         for unit in range(scores.shape[1]):
-            want = oracle.select(scores[request, unit, :pages], k, sink, recent)
+            length = max(0, min(pages, scores.shape[2]))
+            want = oracle.select(scores[request, unit, :length], k, sink, recent)
             np.testing.assert_array_equal(
                 selected[request, unit], want, err_msg=f"request {request}, unit {unit}"
             )

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from numbadsd.kernels import shared
+from numbadsd.kernels.cuda.runtime import get_driver
 from numbadsd.kernels.cuda.switch import SIMULATED
-from numbadsd.kernels.cuda.topk import MAX_K
+from numbadsd.kernels.cuda.topk_tuning import TopkTuning
+from numbadsd.kernels.topk_shape import MAX_K
+from numbadsd.selection import topk, topk_workspace_bytes
 from tests.builders import DTYPES, SHARES, SUMMARIES
-from tests.device import assert_same_bits
+from tests.device import assert_same_bits, down, stream, up
 from tests.kernels.cpu.test_append import DTYPES as STORED
 from tests.kernels.cpu.test_append import make_tokens
 from tests.kernels.cpu.test_topk import VALUES
@@ -130,22 +133,105 @@ def test_scores_have_the_same_bits_in_every_run_and_batch(kind, share):
 
 # ---- select
 
+LIMITS = [64, 256, 512, 2048, 8192, 32_768]  # where a row may go another way
+SEAMS = sorted({n + d for n in (K, *LIMITS) for d in (-3, -1, 0, 1, 3)} | {0, 1, -1, 100_000})
+WAYS = {
+    "as tuned": None,
+    "by a warp": TopkTuning(warp_length=10**6, block_length=10**6),
+    "by a block": TopkTuning(warp_length=0, block_length=10**6),
+    "by parts": TopkTuning(0, 0, part_length=1000, blocks_a_multiprocessor=16),
+    "mixed": TopkTuning(500, 2000, part_length=3000, blocks_a_multiprocessor=16),
+}
+EVERY_WAY = pytest.mark.parametrize("launch", WAYS.values(), ids=WAYS)
 
-@pytest.mark.parametrize("pages", [65, 1000, 4096, 8193, 20_000])
-def test_the_selection_equals_a_sort(pages):
-    rng = np.random.default_rng(pages)
-    scores = np.stack([np.asarray(make(rng, pages), np.float32) for make in VALUES.values()])
-    scores = np.stack([scores, scores[::-1]])
-    for k in (1, K, min(MAX_K, pages - 1)):
-        check_selection(scores, k, [pages, pages // 2])
-    check_selection(scores, K, sink=1, recent=2)
+
+def every_value(width):
+    """Return scores [2, S, width]: every kind of values, twice."""
+    rng = np.random.default_rng(width)
+    scores = np.stack([np.asarray(make(rng, width), np.float32) for make in VALUES.values()])
+    return np.stack([scores, scores[::-1]])
 
 
-def test_the_selection_is_the_same_in_every_run():
-    scores = np.random.default_rng(0).integers(-9, 9, (16, 8, 4096)).astype(np.float32)
-    first = select(scores, K)
+@EVERY_WAY
+@pytest.mark.parametrize("width", [65, 1000, 4096, 8193, 20_000, 163_840])
+def test_the_selection_equals_a_sort(width, launch):
+    scores = every_value(width)
+    for k in {1, K, min(MAX_K, width - 1)}:
+        check_selection(scores, k, [width, width // 2], launch=launch)
+    check_selection(scores, K, sink=1, recent=2, launch=launch)
+
+
+@EVERY_WAY
+def test_rows_of_all_lengths_in_one_call(launch):
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((len(SEAMS), 1, 100_000)).astype(np.float32)
+    for row, length in zip(scores, SEAMS, strict=True):
+        row[:, max(0, length) :] = np.inf  # is not looked at
+    for k in (K, MAX_K):
+        check_selection(scores, k, SEAMS, launch=launch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ["position", "score"])
+def test_both_sides_select_alike(dtype, order):
+    rng = np.random.default_rng(1)
+    scores = rng.standard_normal((40, 30_001)).astype(STORED[dtype])
+    lengths = rng.integers(-1, 30_002, 40).astype(np.int32)
+    for k in (1, 100, MAX_K):
+        expected = topk(scores, lengths, k, sorted=order)
+        got = down(topk(up(scores), up(lengths), k, sorted=order))
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_the_longest_row():
+    scores = np.random.default_rng(2).standard_normal((1, 1, 1 << 20)).astype(np.float32)
+    check_selection(scores, MAX_K)
+
+
+@EVERY_WAY
+def test_the_selection_is_the_same_in_every_run(launch):
+    scores = np.random.default_rng(0).integers(-9, 9, (16, 2, 4096)).astype(np.float32)
+    first = select(scores, K, launch=launch)
     for _ in range(RUNS - 1):
-        assert_same_bits(select(scores, K), first)
+        assert_same_bits(select(scores, K, launch=launch), first)
+
+
+def test_one_graph_is_replayed_for_changing_lengths():
+    """Short, long and wrong lengths by turns: nothing of the replay before is left."""
+    rng = np.random.default_rng(3)
+    scores = rng.standard_normal((8, 200_000)).astype(np.float32)
+    device, lengths = up(scores), up(np.zeros(8, np.int32))
+    out = get_driver().empty((8, K), np.int32)
+    workspace = get_driver().empty(topk_workspace_bytes(8, 200_000), np.uint8)
+    assert workspace.size > 0
+
+    def call():
+        topk(device, lengths, K, out=out, workspace=workspace, stream=stream())
+
+    call()
+    graph = stream().capture(call)
+    for turn in range(30):
+        now = np.array(rng.permutation([200_000, 40_000, 33_000, 2048, 300, K, 3, -1]), np.int32)
+        stream().upload(lengths, now)
+        stream().fill(out, turn)
+        stream().replay(graph)
+        np.testing.assert_array_equal(down(out), topk(scores, now, K))
+
+
+def test_torch_tensors_are_selected_from_in_its_stream():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA")
+    with torch.cuda.stream(torch.cuda.Stream()) as _:
+        number = torch.cuda.current_stream().cuda_stream
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            scores = torch.randn(16, 5000, device="cuda").to(dtype)
+            lengths = torch.full((16,), 4000, dtype=torch.int32, device="cuda")
+            out = torch.empty((16, K), dtype=torch.int32, device="cuda")
+            topk(scores, lengths, K, sorted="score", out=out, stream=number)
+            chosen = torch.gather(scores.float(), 1, out.long())
+            expected = torch.topk(scores[:, :4000].float(), K).values
+            assert torch.equal(chosen, expected)
 
 
 # ---- append, prefill, tables

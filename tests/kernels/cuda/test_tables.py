@@ -5,8 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from numbadsd.kernels.cuda.tables import count_outside, pack_tables, scatter_numbers
-from numbadsd.kernels.cuda.topk import NUM_THREADS
+from numbadsd.kernels.cuda.tables import (
+    NUM_THREADS,
+    count_outside,
+    pack_tables,
+    scatter_numbers,
+)
 from tests.device import down, intact, output, stream, up, written
 from tests.kernels.cuda.cases import check_packed
 

@@ -1,0 +1,1 @@
+"""Serving: which requests take part in a step, what they may hold, and how long they waited."""
