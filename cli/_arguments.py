@@ -9,16 +9,19 @@ import numba
 SEED = click.IntRange(0, 2**32 - 1)
 
 
-def positional(config_class, last: str):
-    """Return a decorator: the fields of `config_class` up to `last`, as optional arguments."""
+def positional(config_class, last: str, types: dict | None = None):
+    """Return a decorator: the fields of `config_class` up to `last`, as optional arguments.
+
+    They are integers but for those that `types` names.
+    """
     names = [field.name for field in fields(config_class)]
     chosen = fields(config_class)[: names.index(last) + 1]
 
     def decorate(function):
         for field in reversed(chosen):
-            function = click.argument(field.name, type=int, default=field.default, required=False)(
-                function
-            )
+            kind = (types or {}).get(field.name, int)
+            argument = click.argument(field.name, type=kind, default=field.default, required=False)
+            function = argument(function)
         return function
 
     return decorate
@@ -28,7 +31,8 @@ def positional_help(config_class, last: str) -> str:
     """Return the arguments and their defaults, one a line, for a command's help."""
     names = [field.name for field in fields(config_class)]
     chosen = fields(config_class)[: names.index(last) + 1]
-    return "\n".join(f"  {field.name:<22}{field.default}" for field in chosen)
+    width = 2 + max(len(field.name) for field in chosen)
+    return "\n".join(f"  {field.name:<{width}}{field.default}" for field in chosen)
 
 
 def set_threads(ctx, param, value: int | None) -> int | None:

@@ -83,3 +83,27 @@ class SchedulerStuck(NumbadsdError):
             f"step {step} would do nothing while {num_waiting} requests wait and {num_active} "
             f"are active (free pages: {free})"
         )
+
+
+class EngineError(NumbadsdError):
+    """A backend failed in a step; what was active then is lost, what waited was not started.
+
+    Parameters
+    ----------
+    step : int
+        The step that failed.
+    error : Exception
+        What the backend raised.
+    num_failed, num_waiting : int
+        Requests that were active, and requests that waited.
+    """
+
+    def __init__(self, step: int, error: Exception, num_failed: int, num_waiting: int):
+        self.step = step
+        self.num_failed = num_failed
+        self.num_waiting = num_waiting
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        super().__init__(
+            f"step {step} failed ({what}); {num_failed} active requests are lost, "
+            f"{num_waiting} that waited were not started"
+        )

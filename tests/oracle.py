@@ -95,6 +95,15 @@ def naive_float32_attention(queries, keys, values, sm_scale):
     return attention(queries, keys, values, sm_scale, np.float32)
 
 
+def causal_attention(queries, keys, values, first_position, sm_scale, dtype=np.float64):
+    """Return outputs [n, H, D] and lse [n, H] of a chunk: token i sees first_position + i + 1."""
+    outputs, lse = np.zeros(np.shape(queries), dtype), np.zeros(np.shape(queries)[:2], dtype)
+    for i, query in enumerate(queries):
+        seen = slice(first_position + i + 1)
+        outputs[i], lse[i] = attention(query, keys[seen], values[seen], sm_scale, dtype)
+    return outputs, lse
+
+
 def page_tokens(pages, page_size, context_tokens):
     """Return the token positions of the selected logical pages; negative pages are no pages."""
     tokens = [np.arange(p * page_size, (p + 1) * page_size) for p in pages if p >= 0]

@@ -49,7 +49,7 @@ MAX_FUNCTION_LINES = 80  # the aim is 50
 DEVICE_DECORATORS = {"device", "kernel", "njit", "jit", "intrinsic", "overload", "lower_builtin"}
 
 # Kernel files that exist for both targets. A GPU attends to pages in place, so gather has no twin.
-TWIN_STEMS = ("score", "topk", "attend", "append", "prefill")
+TWIN_STEMS = ("score", "topk", "attend", "attend_prompts", "append", "prefill")
 
 # Names of functions that prepare a launch: each target has its own, and they are nobody's API.
 FACTORY_PREFIXES = ("make_",)
@@ -140,7 +140,7 @@ def test_every_module_belongs_to_a_layer():
         ("numbadsd/pages/cache.py", "from numbadsd import make_path"),
         ("numbadsd/pages/cache.py", "def f():\n    from numbadsd.decode import path"),
         ("numbadsd/decode/path.py", "import_module('numbadsd.bench.decode')"),
-        ("numbadsd/config.py", "import numbadsd.types"),
+        ("numbadsd/config/model.py", "import numbadsd.types"),
         ("numbadsd/analysis/quality.py", "import click"),
         ("numbadsd/bench/decode.py", "from numbadsd.integration import torch"),
         ("numbadsd/bench/decode.py", "from numbadsd.cli import dsd_bench"),

@@ -16,7 +16,7 @@ import numbadsd
 
 ROOT = Path(__file__).parents[1]
 ALWAYS_LOADED = ("exchange", "launch", "runtime", "switch")
-COMMANDS = ("dsd_bench", "dsd_demo", "dsd_kernels", "dsd_topk_bench")
+COMMANDS = ("dsd_bench", "dsd_continuous_bench", "dsd_demo", "dsd_kernels", "dsd_topk_bench")
 
 # `import numbadsd` must stay fast, and must work where these are not installed.
 NOT_IMPORTED = (
@@ -117,8 +117,10 @@ def test_a_wheel_adds_one_top_level_name(wheel):
 def test_a_wheel_holds_every_source_file(wheel):
     sources = {str(file.relative_to(ROOT)) for file in (ROOT / "numbadsd").rglob("*.py")}
     sources |= {f"numbadsd/{file.relative_to(ROOT)}" for file in (ROOT / "cli").rglob("*.py")}
+    sources |= {str(file.relative_to(ROOT)) for file in (ROOT / "numbadsd").rglob("*.json")}
     with zipfile.ZipFile(wheel) as archive:
-        assert {name for name in archive.namelist() if name.endswith(".py")} == sources
+        names = {name for name in archive.namelist() if name.endswith((".py", ".json"))}
+    assert names == sources
 
 
 def test_a_wheel_imports_outside_the_checkout(wheel, tmp_path):

@@ -1,27 +1,19 @@
 """PagedKvCache: requests, the pages they own, and summaries that are always current."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from numbadsd.config import KV_DTYPES, ModelConfig, check, check_integer
 from numbadsd.kernels.cpu.append import append_runs
+from numbadsd.kernels.cpu.tables import grow_step, plan_step, table_of_rows
 from numbadsd.pages.descriptors import AppendedToken, PageDescriptor
 from numbadsd.pages.integrity import check_ownership, check_summaries
 from numbadsd.pages.layout import Runs, as_storable, pages_for, runs_of, summary_shape
 from numbadsd.pages.mirror import PageMirror
 from numbadsd.pages.pool import PagePool
+from numbadsd.pages.tables import RequestTable
 from numbadsd.types import PageTable
 
 DEFAULT_CAPACITY_PAGES = 1024
-
-
-@dataclass
-class _Sequence:
-    """Pages of one request in logical order; those beyond its tokens are reserved."""
-
-    pages: np.ndarray  # [pages] int32
-    num_tokens: int = 0
 
 
 class PagedKvCache:
@@ -61,50 +53,54 @@ class PagedKvCache:
         self.summaries = np.zeros(
             summary_shape(config, summary_pages), KV_DTYPES[config.summary_dtype]
         )
-        self._sequences: dict[int, _Sequence] = {}
+        self.table = RequestTable(self.pool.capacity_pages)  # who has which pages
         self.version = 0  # a new one after every change
         self.mirrors: list[PageMirror] = []
 
     @property
     def request_ids(self) -> list[int]:
         """Requests of the cache, in order of arrival."""
-        return list(self._sequences)
+        return self.table.request_ids
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self.table
 
     def num_tokens(self, request_id: int) -> int:
         """Return the tokens of a request."""
-        return self._sequence(request_id).num_tokens
+        return int(self.table.arrays.row_tokens[self.table.row(request_id)])
+
+    def context_tokens(self, request_ids) -> np.ndarray:
+        """Return the tokens of each of these requests, [B] int64."""
+        return self.table.arrays.row_tokens[self.rows(request_ids)]
 
     def request_pages(self, request_id: int) -> np.ndarray:
         """Return a copy of the pages that hold a request's tokens, in logical order, [P] int32."""
-        sequence = self._sequence(request_id)
-        return sequence.pages[: self._pages_for(sequence.num_tokens)].copy()
+        pages = self.table.pages(request_id)
+        return pages[: pages_for(self.num_tokens(request_id), self.config.page_size)].copy()
+
+    def rows(self, request_ids) -> np.ndarray:
+        """Return the rows of these requests in the cache's arrays, [B] int64, read-only.
+
+        As long as no request is released, the same requests give the same array; the same tuple
+        gives it at once.
+        """
+        return self.table.rows(request_ids)
 
     def page_table(self, request_ids) -> PageTable:
         """Return the page lists of these requests; an id may stand in the list more than once."""
-        size, page_indptr, pages, last_page_tokens = self.config.page_size, [0], [], []
-        for request_id in request_ids:
-            sequence = self._sequences.get(request_id) or self._sequence(request_id)
-            count = pages_for(sequence.num_tokens, size)
-            page_indptr.append(page_indptr[-1] + count)
-            pages.append(sequence.pages[:count])
-            last_page_tokens.append(sequence.num_tokens - max(0, count - 1) * size)
-        return PageTable(
-            np.array(page_indptr, np.int32),
-            pages[0].copy() if len(pages) == 1 else np.concatenate((np.empty(0, np.int32), *pages)),
-            np.array(last_page_tokens, np.int32),
-        )
+        rows, (row_pages, _, row_tokens, _) = self.rows(request_ids), self.table.arrays
+        return PageTable(*table_of_rows(rows, row_pages, row_tokens, self.config.page_size))
 
     def page(self, page_id: int) -> PageDescriptor:
         """Return what a page holds."""
         page_id = check_integer("page_id", page_id, 0, self.pool.capacity_pages - 1)
         offset = page_id * self.config.num_kv_heads * self.config.page_size * self.config.head_dim
-        if self.pool.is_allocated(page_id):
-            for request_id, sequence in self._sequences.items():
-                for index in np.flatnonzero(sequence.pages == page_id):
-                    start = int(index) * self.config.page_size
-                    count = min(self.config.page_size, max(0, sequence.num_tokens - start))
-                    return PageDescriptor(page_id, request_id, start, count, offset)
-        return PageDescriptor(page_id, -1, 0, 0, offset)
+        request_id, place = self.table.owner(page_id)
+        if request_id < 0 or not self.pool.is_allocated(page_id):
+            return PageDescriptor(page_id, -1, 0, 0, offset)
+        start = place * self.config.page_size
+        count = min(self.config.page_size, max(0, self.num_tokens(request_id) - start))
+        return PageDescriptor(page_id, request_id, start, count, offset)
 
     def copy_keys(self, request_id: int) -> np.ndarray:
         """Return a request's keys, [tokens, G, D] float32."""
@@ -143,7 +139,7 @@ class PagedKvCache:
         A page table can describe a partial page at the tail only, so `force_new_page` is refused
         while the tail page has free slots.
         """
-        slot = self._tail_tokens(request_id) % self.config.page_size
+        slot = self.table.counts(request_id)[1] % self.config.page_size
         if force_new_page:
             self._check_tail_full(request_id, "force_new_page", True)
         self.append_tokens(request_id, np.asarray(key)[None], np.asarray(value)[None])
@@ -159,7 +155,7 @@ class PagedKvCache:
 
     def append_step(self, request_ids, keys: np.ndarray, values: np.ndarray) -> None:
         """Append one token to each of several requests, [B, G, D] each, all or nothing."""
-        request_ids = list(request_ids)
+        request_ids = tuple(request_ids)
         keys, values = self._storable(keys, values, len(request_ids))
         page_ids, slots = self._grow_step(request_ids)
         token_indptr = np.arange(len(request_ids) + 1, dtype=np.int64)
@@ -168,7 +164,7 @@ class PagedKvCache:
     def append_step_metadata(self, request_ids) -> tuple[np.ndarray, np.ndarray]:
         """Count one token of each request without storing it; returns pages and slots, [B] each."""
         self._check_no_storage("append_step_metadata")
-        return self._grow_step(list(request_ids))
+        return self._grow_step(tuple(request_ids))
 
     def append_metadata(self, request_id: int, num_tokens: int) -> None:
         """Count tokens of a request without storing them (storage that lives elsewhere)."""
@@ -182,25 +178,41 @@ class PagedKvCache:
         Ascending ids let a prompt travel as runs of consecutive pages.
         """
         self._check_request_id(request_id)
-        page_ids = self.pool.allocate_many(num_pages)
-        sequence = self._sequences.setdefault(request_id, _Sequence(np.empty(0, np.int32)))
-        sequence.pages = np.concatenate((sequence.pages, page_ids))
-        return page_ids
+        return self._extend(request_id, num_pages, 0)
+
+    def reserve_tokens(self, request_id: int, num_tokens: int) -> np.ndarray:
+        """Reserve pages such that `num_tokens` more tokens can be appended without the pool.
+
+        Returns the ids of the new pages, ascending; pages that are reserved already count.
+        """
+        self._check_request_id(request_id)
+        num_tokens = check_integer("num_tokens", num_tokens, 0)
+        return self.reserve_pages(request_id, self._missing_pages(request_id, num_tokens))
 
     def release_request(self, request_id: int) -> int:
         """Forget a request and free its pages; returns how many."""
-        sequence = self._sequence(request_id)
-        self.pool.free_many(sequence.pages)
-        del self._sequences[request_id]
+        return self.release_many((request_id,))
+
+    def release_many(self, request_ids) -> int:
+        """Forget requests, each given once, and free their pages; returns how many."""
+        request_ids = tuple(request_ids)
+        check(len(set(request_ids)) == len(request_ids), "request_ids", request_ids, "each once")
+        pages = [self.table.pages(r).copy() for r in request_ids]
+        if not pages:
+            return 0
+        page_ids = np.concatenate(pages)
+        self.pool.free_many(page_ids)
+        for request_id in request_ids:
+            self.table.remove(request_id)
         self.version += 1
         for mirror in self.mirrors:
-            mirror.on_release(request_id, sequence.pages)
-        return sequence.pages.size
+            for request_id, freed in zip(request_ids, pages, strict=True):
+                mirror.on_release(request_id, freed)
+        return page_ids.size
 
     def reset(self) -> None:
         """Forget every request and free every page."""
-        for request_id in self.request_ids:
-            self.release_request(request_id)
+        self.release_many(self.request_ids)
         self.pool.reset()
 
     def check_integrity(self) -> None:
@@ -210,29 +222,18 @@ class PagedKvCache:
         every summary equals a rebuild from the page's keys bit for bit.
         """
         self.pool.check_integrity()
-        check_ownership(self.pool, self._sequences, self.config.page_size)
+        self.table.check_integrity()
+        check_ownership(self.pool, self.table, self.config.page_size)
         if self.pool.has_storage:
             check_summaries(self)
 
     # ---- what the calls above share
 
-    def _pages_for(self, num_tokens: int) -> int:
-        return pages_for(num_tokens, self.config.page_size)
-
     def _check_request_id(self, request_id: int) -> None:
         check_integer("request_id", request_id, 0, 2**63 - 1)
 
-    def _sequence(self, request_id: int) -> _Sequence:
-        check(request_id in self._sequences, "request_id", request_id, "a request of this cache")
-        return self._sequences[request_id]
-
-    def _tail_tokens(self, request_id: int) -> int:
-        """Return the tokens of a request that may not exist yet."""
-        sequence = self._sequences.get(request_id)
-        return sequence.num_tokens if sequence else 0
-
     def _check_tail_full(self, request_id: int, argument: str, got: object) -> None:
-        tail = self._tail_tokens(request_id) % self.config.page_size
+        tail = self.table.counts(request_id)[1] % self.config.page_size
         check(tail == 0, argument, got, f"a full tail page (it holds {tail} tokens)")
 
     def _storable(self, keys, values, tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -246,31 +247,35 @@ class PagedKvCache:
     def _grow(self, request_id: int, num_tokens: int) -> tuple[int, np.ndarray]:
         """Count `num_tokens` more, taking pages as needed; return the first one and all pages."""
         self._check_request_id(request_id)
-        sequence = self._sequences.get(request_id) or _Sequence(np.empty(0, np.int32))
-        first_token = sequence.num_tokens
-        missing = self._pages_for(first_token + num_tokens) - sequence.pages.size
-        if missing > 0:
-            page_ids = self.pool.allocate_many(missing)
-            sequence.pages = np.concatenate((sequence.pages, page_ids))
-        sequence.num_tokens += num_tokens
-        self._sequences[request_id] = sequence
+        _, first_token = self.table.counts(request_id)
+        self._extend(request_id, self._missing_pages(request_id, num_tokens), num_tokens)
         self.version += 1
-        return first_token, sequence.pages
+        return first_token, self.table.pages(request_id)
 
-    def _grow_step(self, request_ids: list) -> tuple[np.ndarray, np.ndarray]:
+    def _missing_pages(self, request_id: int, num_tokens: int) -> int:
+        """Return how many pages a request lacks for `num_tokens` more."""
+        owned_pages, tokens = self.table.counts(request_id)
+        return max(0, pages_for(tokens + num_tokens, self.config.page_size) - owned_pages)
+
+    def _extend(self, request_id: int, num_pages: int, num_tokens: int) -> np.ndarray:
+        """Give a request, made if it is new, pages and tokens; return the new pages."""
+        owned_pages, _ = self.table.counts(request_id)
+        self.pool.check_free(num_pages)
+        self.table.make_room(owned_pages + num_pages, new_requests=request_id not in self.table)
+        page_ids = self.pool.allocate_many(num_pages)  # nothing fails from here on
+        self.table.extend(request_id, page_ids, num_tokens)
+        return page_ids
+
+    def _grow_step(self, request_ids: tuple) -> tuple[np.ndarray, np.ndarray]:
         """Count one more token of each request, taking pages as needed; return pages and slots."""
-        check(len(set(request_ids)) == len(request_ids), "request_ids", request_ids, "each once")
-        size = self.config.page_size
-        sequences = [self._sequence(request_id) for request_id in request_ids]
-        needy = [s for s in sequences if s.num_tokens == s.pages.size * size]
-        for sequence, page_id in zip(needy, self.pool.allocate_many(len(needy)), strict=True):
-            sequence.pages = np.append(sequence.pages, page_id)
-        tokens = np.array([s.num_tokens for s in sequences], np.int64)
-        page_ids = [s.pages[s.num_tokens // size] for s in sequences]
-        for sequence in sequences:
-            sequence.num_tokens += 1
+        rows, size = self.rows(request_ids), self.config.page_size
+        new_pages, most_pages = plan_step(rows, self.table.arrays, size)
+        check(new_pages >= 0, "request_ids", request_ids, "each once")
+        self.pool.check_free(new_pages)
+        self.table.make_room(most_pages)
+        page_ids = self.pool.allocate_many(new_pages)  # nothing fails from here on
         self.version += 1
-        return np.array(page_ids, np.int32), (tokens % size).astype(np.int32)
+        return grow_step(rows, self.table.arrays, size, page_ids)
 
     def _check_no_storage(self, call: str) -> None:
         check(not self.pool.has_storage, call, "a cache with storage", "a cache without")

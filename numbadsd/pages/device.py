@@ -87,7 +87,6 @@ class DevicePagePool:
 
     def on_release(self, request_id: int, page_ids: np.ndarray) -> None:
         """Forget a request that the cache has forgotten."""
-        self.tables.forget(request_id)
         self.mark_free(page_ids)
 
     def mark_free(self, page_ids: np.ndarray) -> None:
@@ -122,9 +121,11 @@ class DevicePagePool:
     def append_synthetic(self, request_ids, seed: int) -> None:
         """Append one random token, made on the device, to each of several requests."""
         check_integer("seed", seed, 0, MAX_SEED)
-        positions = np.array([self._tokens_of(r) for r in request_ids], np.int64)
-        runs = self._grow_step(request_ids)
-        self._generate(np.asarray(request_ids, np.int64), positions, seed, runs)
+        self._check_on_device_only()
+        request_ids = tuple(request_ids)
+        positions = self.cache.context_tokens(request_ids)
+        ids = self.cache.table.ids[self.cache.rows(request_ids)]
+        self._generate(ids, positions, seed, self._grow_step(request_ids))
 
     # ---- to the host
 
@@ -148,8 +149,7 @@ class DevicePagePool:
     # ---- what the calls above share
 
     def _tokens_of(self, request_id: int) -> int:
-        known = request_id in self.cache.request_ids
-        return self.cache.num_tokens(request_id) if known else 0
+        return self.cache.num_tokens(request_id) if request_id in self.cache else 0
 
     def _page_counts(self) -> np.ndarray:
         """Return the tokens of every page of the cache, [N] int64."""

@@ -7,27 +7,28 @@ from numbadsd.kernels.cpu.append import summarise_pages
 from numbadsd.pages.layout import pages_for
 
 
-def check_ownership(pool, sequences: dict, page_size: int) -> None:
+def check_ownership(pool, table, page_size: int) -> None:
     """Raise IntegrityError unless each allocated page has one owner and room for its tokens."""
-    owners = np.zeros(pool.capacity_pages, np.int64)
-    for request_id, sequence in sequences.items():
-        outside = sequence.pages[(sequence.pages < 0) | (sequence.pages >= owners.size)]
-        if sequence.num_tokens < 0 or outside.size:
+    owned = [np.empty(0, np.int32)]
+    for request_id in table.request_ids:
+        pages, (_, num_tokens) = table.pages(request_id), table.counts(request_id)
+        outside = pages[(pages < 0) | (pages >= pool.capacity_pages)]
+        if num_tokens < 0 or outside.size:
             raise IntegrityError(
-                f"request {request_id} has {sequence.num_tokens} tokens and {outside.size} pages "
-                f"that are not in 0 .. {owners.size - 1}: first {outside[:8]}"
+                f"request {request_id} has {num_tokens} tokens and {outside.size} pages "
+                f"that are not in 0 .. {pool.capacity_pages - 1}: first {outside[:8]}"
             )
-        needed = pages_for(sequence.num_tokens, page_size)
-        if sequence.pages.size < needed:
+        needed = pages_for(num_tokens, page_size)
+        if pages.size < needed:
             raise IntegrityError(
-                f"request {request_id} has {sequence.num_tokens} tokens, which need {needed} pages "
-                f"of {page_size}, but owns {sequence.pages.size}"
+                f"request {request_id} has {num_tokens} tokens, which need {needed} pages "
+                f"of {page_size}, but owns {pages.size}"
             )
-        np.add.at(owners, sequence.pages, 1)
-    allocated = np.array([pool.is_allocated(page) for page in np.flatnonzero(owners)], bool)
+        owned.append(pages)
+    owners = np.bincount(np.concatenate(owned), minlength=pool.capacity_pages)
     for problem, pages in (
         ("owned more than once", np.flatnonzero(owners > 1)),
-        ("owned but free", np.flatnonzero(owners)[~allocated]),
+        ("owned but free", np.flatnonzero((owners > 0) & ~pool.allocated_mask())),
     ):
         if pages.size:
             raise IntegrityError(f"{pages.size} pages are {problem}: first {pages[:8]}")

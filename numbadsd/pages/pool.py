@@ -50,6 +50,7 @@ class PagePool:
             self._values = np.zeros(shape, KV_DTYPES[kv_dtype])
         self._free = np.empty(self.capacity_pages, np.int32)
         self._is_allocated = np.empty(self.capacity_pages, bool)
+        self._places = np.empty(self.capacity_pages, np.int32)  # memory of free_many
         self.reset()
 
     def reset(self) -> None:
@@ -88,6 +89,10 @@ class PagePool:
         """Return whether a page is in use."""
         return bool(self._is_allocated[self._checked(page_id)])
 
+    def allocated_mask(self) -> np.ndarray:
+        """Return which pages are in use, [N] bool, as a copy."""
+        return self._is_allocated.copy()
+
     def key_page(self, page_id: int) -> np.ndarray:
         """Return K of an allocated page as a view, [G, T, D]."""
         return self.keys[self._in_use(page_id)]
@@ -102,13 +107,18 @@ class PagePool:
 
     def allocate_many(self, num_pages: int) -> np.ndarray:
         """Take pages, all or none; returns their ids ascending, [num_pages] int32."""
-        num_pages = check_integer("num_pages", num_pages, 0)
-        if num_pages > self._num_free:
-            raise PoolExhausted(num_pages, self._num_free, self.capacity_pages)
+        num_pages = self.check_free(num_pages)
         self._num_free -= num_pages
         page_ids = np.sort(self._free[self._num_free : self._num_free + num_pages])
         self._is_allocated[page_ids] = True
         return page_ids
+
+    def check_free(self, num_pages: int) -> int:
+        """Return a count of pages, of which so many are free; raises PoolExhausted."""
+        num_pages = check_integer("num_pages", num_pages, 0)
+        if num_pages > self._num_free:
+            raise PoolExhausted(num_pages, self._num_free, self.capacity_pages)
+        return num_pages
 
     def free(self, page_id: int) -> None:
         """Give one page back; raises PageStateError when it is free already."""
@@ -120,9 +130,11 @@ class PagePool:
         if given.dtype.kind != "i" or ((given < 0) | (given >= self.capacity_pages)).any():
             given = np.array([self._checked(page_id) for page_id in page_ids], np.int32)
         page_ids = given
-        unique, counts = np.unique(page_ids, return_counts=True)
-        if (counts > 1).any():
-            raise PageStateError(f"page {unique[counts > 1][0]} is freed twice in one call")
+        places = np.arange(page_ids.size, dtype=np.int32)
+        self._places[page_ids] = places  # of an id that is given twice, one place stays
+        is_again = self._places[page_ids] != places
+        if is_again.any():
+            raise PageStateError(f"page {page_ids[is_again].min()} is freed twice in one call")
         for page_id in page_ids[~self._is_allocated[page_ids]]:
             self._in_use(page_id)
         self._free[self._num_free : self._num_free + page_ids.size] = page_ids

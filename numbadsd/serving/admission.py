@@ -41,6 +41,10 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def ids(self) -> tuple[int, ...]:
+        """Return who waits, in order."""
+        return tuple(self._waiting)
+
     def push(self, progress: Progress) -> None:
         """Put a request that arrived at the end."""
         self._waiting[progress.request_id] = progress

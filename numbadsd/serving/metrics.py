@@ -108,6 +108,14 @@ def collect_tokens(log: ServingLog) -> Tokens:
     return Tokens(request_ids, starts, counts, times[order])
 
 
+def decode_contexts(log: ServingLog) -> np.ndarray:
+    """Return the context of every token that was made, [n] int64: what it could attend to."""
+    tokens = collect_tokens(log)
+    prompts = np.array([log.prompt_tokens[i] for i in tokens.request_ids.tolist()], np.int64)
+    made_before = np.arange(tokens.times.size) - np.repeat(tokens.starts, tokens.counts)
+    return np.repeat(prompts, tokens.counts) + made_before
+
+
 def summarise(log: ServingLog, slo: dict[str, float] | None = None) -> dict:
     """Return what serving benchmarks report, under vLLM's names.
 

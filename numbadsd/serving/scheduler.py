@@ -67,6 +67,10 @@ class Scheduler:
         """Requests in prefill or decode."""
         return len(self._active)
 
+    def waiting_ids(self) -> tuple[int, ...]:
+        """Return who waits, the head of the queue first."""
+        return self._queue.ids()
+
     def state_of(self, request_id: int) -> State:
         """Return where a request is; one whose last chunk is planned decodes already."""
         return self._known(request_id).state

@@ -318,6 +318,7 @@ EXHAUSTING = {
     "append_tokens to a new request": lambda c: c.append_tokens(8, *some_tokens(T + 1)),
     "append_step": lambda c: c.append_step([0, 1, 2], *some_tokens(3)),
     "reserve_pages": lambda c: c.reserve_pages(0, 2),
+    "reserve_tokens": lambda c: c.reserve_tokens(0, T + 1),
 }
 
 
@@ -366,6 +367,12 @@ WRONG = {
     "a step with a request twice": lambda c: c.append_step([0, 0], K, V),
     "a step with an unknown request": lambda c: c.append_step([0, 8], K, V),
     "release of an unknown request": lambda c: c.release_request(8),
+    "release of a known and an unknown request": lambda c: c.release_many([0, 8]),
+    "release of a request twice": lambda c: c.release_many([1, 1]),
+    "rows of an unknown request": lambda c: c.rows([0, 8]),
+    "counts of an unknown request": lambda c: c.context_tokens([0, 8]),
+    "a reservation of half a token": lambda c: c.reserve_tokens(0, 0.5),
+    "a reservation for no request id": lambda c: c.reserve_tokens("a", 1),
     "table of an unknown request": lambda c: c.page_table([0, 8]),
     "tokens of an unknown request": lambda c: c.num_tokens(8),
     "pages of an unknown request": lambda c: c.request_pages(8),

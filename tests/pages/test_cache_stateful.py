@@ -1,5 +1,7 @@
 """PagedKvCache against dicts of plain lists, over random sequences of operations."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -8,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from numbadsd.config import KV_DTYPES
 from numbadsd.errors import PoolExhausted
+from numbadsd.pages import tables
 from numbadsd.pages.cache import PagedKvCache
 from tests.builders import SUMMARIES, small_config
 
@@ -22,6 +25,12 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.tokens, self.owned, self.serial = {}, {}, 0
+        sizes = mock.patch.multiple(tables, _FIRST_ROWS=1, _FIRST_PAGES=1)  # they have to grow
+        sizes.start()
+        self.stop = sizes.stop
+
+    def teardown(self):
+        self.stop()
 
     @initialize(
         summary=st.sampled_from(SUMMARIES), kv_dtype=st.sampled_from(["float32", "float16"])
@@ -121,6 +130,30 @@ class CacheMachine(RuleBasedStateMachine):
         self.tokens.setdefault(request_id, [])
         self.owned[request_id] = self.owned.get(request_id, 0) + count
 
+    @rule(request_id=IDS, count=st.integers(0, 2 * T))
+    def reserve_tokens(self, request_id, count):
+        missing = self.missing(request_id, count)
+        if missing > self.free:
+            with pytest.raises(PoolExhausted):
+                self.cache.reserve_tokens(request_id, count)
+            return
+        reserved = list(self.cache.reserve_tokens(request_id, count))
+        assert len(reserved) == missing and reserved == sorted(reserved)
+        assert not self.cache.reserve_tokens(request_id, count).size
+        self.tokens.setdefault(request_id, [])
+        self.owned[request_id] = self.owned.get(request_id, 0) + missing
+
+    @rule(request_ids=st.lists(IDS, max_size=3))
+    def release_many(self, request_ids):
+        if len(set(request_ids)) < len(request_ids) or not set(request_ids) <= set(self.tokens):
+            with pytest.raises(ValueError):
+                self.cache.release_many(request_ids)
+            return
+        pages = sum(self.owned.pop(request_id) for request_id in request_ids)
+        assert self.cache.release_many(request_ids) == pages
+        for request_id in request_ids:
+            del self.tokens[request_id]
+
     @precondition(lambda self: self.tokens)
     @rule(data=st.data())
     def release_request(self, data):
@@ -156,6 +189,8 @@ class CacheMachine(RuleBasedStateMachine):
         counts = np.array([len(self.tokens[r]) for r in request_ids], np.int64)
         np.testing.assert_array_equal(table.page_counts, -(-counts // T))
         np.testing.assert_array_equal(table.context_tokens(T), counts)
+        np.testing.assert_array_equal(self.cache.context_tokens(request_ids), counts)
+        assert len(set(self.cache.rows(request_ids).tolist())) == len(request_ids)
         assert len(set(table.page_ids.tolist())) == len(table.page_ids)
         for row, request_id in enumerate(request_ids):
             first, last = table.page_indptr[row : row + 2]

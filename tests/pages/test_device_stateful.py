@@ -24,7 +24,7 @@ class DeviceMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.serial = 0
-        sizes = mock.patch.multiple(device_tables, _FIRST_ROWS=1, _FIRST_PAGES=1)
+        sizes = mock.patch.multiple(device_tables, _FIRST_ROWS=1, _FIRST_PAGES=1, _FIRST_NUMBERS=1)
         sizes.start()
         self.stop = sizes.stop
 

@@ -28,19 +28,54 @@ def test_only_changed_rows_travel():
     assert_tables_equal(pool, [2, 0, 1, 2])
 
 
-def test_a_released_row_is_given_to_another_request():
+def test_rows_are_those_of_the_cache():
     pool = make_pool([9, 5, 3])
-    (first, second), _ = pool.tables.sync([0, 1])
+    rows, _ = pool.tables.sync((2, 0))
+    assert rows.tolist() == pool.cache.rows((2, 0)).tolist()
+    assert_tables_equal(pool, [2, 0])
     pool.cache.release_request(0)
-    rows, _ = pool.tables.sync([1, 2])
-    assert rows.tolist() == [second, first]
-    assert_tables_equal(pool, [2, 1])
-    pool.cache.append_tokens(0, *tokens_for(pool, 2 * T))
-    assert_tables_equal(pool, [0, 1, 2])
-    pool.cache.release_request(0)  # known to the tables, in no batch since
     with pytest.raises(ValueError, match="request_id"):
         pool.tables.sync([0, 1])
     assert_tables_equal(pool, [1, 2])
+
+
+def test_a_row_that_has_changed_hands_is_sent_whole():
+    pool = make_pool([9, 5], capacity_pages=20)
+    pool.tables.sync([0, 1])
+    (row,) = pool.cache.rows([0])
+    pool.cache.reserve_pages(7, 1)  # so that the next one gets other pages
+    pool.cache.release_request(0)
+    pool.cache.append_tokens(8, *tokens_for(pool, 9))
+    assert pool.cache.rows([8]) == row
+    pool.stats.reset()
+    pool.tables.sync([1])
+    assert pool.stats.h2d_calls == 0
+    assert transfers_of(pool, lambda: pool.tables.sync([8])) == (1, 4 * 8 + 4 * 4, 0)
+    assert_tables_equal(pool, [8, 1])
+    pool.cache.release_request(8)
+    pool.cache.append_tokens(8, *tokens_for(pool, 9))  # the same request and length
+    assert_tables_equal(pool, [1, 8])
+
+
+def test_a_batch_that_is_the_same_is_found_at_once():
+    pool = make_pool([9, 5])
+    batch = (1, 0)
+    rows, _ = pool.tables.sync(batch)
+    assert pool.tables.sync(batch)[0] is rows
+    assert pool.tables.sync([1, 0])[0] is rows
+    pool.cache.append_step(batch, *tokens_for(pool, 2))
+    assert pool.tables.sync(batch)[0].tolist() == rows.tolist()
+    assert_tables_equal(pool, batch)
+
+
+@pytest.mark.parametrize("first_numbers", [1, 3, 100])
+def test_a_step_sends_as_many_numbers_as_it_must(monkeypatch, first_numbers):
+    monkeypatch.setattr(device_tables, "_FIRST_NUMBERS", first_numbers)
+    pool = make_pool([9, 5, 0, 3 * T])
+    assert_tables_equal(pool, [3, 2])
+    assert_tables_equal(pool, [0, 1, 1, 3])
+    pool.cache.append_tokens(2, *tokens_for(pool, 6 * T))
+    assert_tables_equal(pool, [2, 1])
 
 
 def test_tables_grow_with_the_requests_and_with_the_pages(monkeypatch):
@@ -86,7 +121,7 @@ def test_tables_grow_when_nobody_reads_the_old_ones(monkeypatch):
 
 def test_a_page_outside_the_pool_is_found_and_nothing_is_taken_for_known():
     pool = make_pool([9, 5])
-    pages = pool.cache._sequences[1].pages
+    pages = pool.cache.table.pages(1)
     good = pages.copy()
     for bad in (-1, 20):
         pages[0] = bad

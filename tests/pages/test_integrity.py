@@ -17,16 +17,20 @@ def two_requests(**changes):
     return cache
 
 
+def table_row(cache, request_id):
+    return cache.rows([request_id])[0]
+
+
 def first_page(cache, request_id):
     return int(cache.request_pages(request_id)[0])
 
 
 def give_a_page_two_owners(cache):
-    cache._sequences[1].pages[0] = first_page(cache, 0)
+    cache.table.pages(1)[0] = first_page(cache, 0)
 
 
 def give_a_page_twice_to_one_owner(cache):
-    cache._sequences[0].pages[1] = first_page(cache, 0)
+    cache.table.pages(0)[1] = first_page(cache, 0)
 
 
 def lose_a_page(cache):
@@ -34,7 +38,7 @@ def lose_a_page(cache):
 
 
 def forget_a_request(cache):
-    del cache._sequences[1]
+    del cache.table._row_of[1]
 
 
 def free_an_owned_page(cache):
@@ -42,23 +46,23 @@ def free_an_owned_page(cache):
 
 
 def own_a_page_outside_the_pool(cache):
-    cache._sequences[1].pages[0] = cache.pool.capacity_pages
+    cache.table.pages(1)[0] = cache.pool.capacity_pages
 
 
 def own_a_negative_page(cache):
-    cache._sequences[1].pages[0] = -1
+    cache.table.pages(1)[0] = -1
 
 
 def count_more_tokens_than_pages_hold(cache):
-    cache._sequences[0].num_tokens = 3 * T + 1
+    cache.table.arrays.row_tokens[table_row(cache, 0)] = 3 * T + 1
 
 
 def count_fewer_tokens_than_stored(cache):
-    cache._sequences[0].num_tokens -= 1
+    cache.table.arrays.row_tokens[table_row(cache, 0)] -= 1
 
 
 def count_no_tokens_below_zero(cache):
-    cache._sequences[1].num_tokens = -1
+    cache.table.arrays.row_tokens[table_row(cache, 1)] = -1
 
 
 def mark_a_free_page_allocated(cache):
@@ -77,6 +81,30 @@ def free_list_is_one_short(cache):
     cache.pool._num_free -= 1
 
 
+def two_requests_share_a_row(cache):
+    cache.table._row_of[1] = cache.table._row_of[0]
+
+
+def a_row_in_use_is_free(cache):
+    cache.table._free_rows.append(cache.table._row_of[1])
+
+
+def a_row_names_another_request(cache):
+    cache.table.ids[table_row(cache, 1)] = 0
+
+
+def a_free_row_names_a_request(cache):
+    cache.table.ids[cache.table._free_rows[0]] = 7
+
+
+def a_free_row_holds_a_page(cache):
+    cache.table.arrays.page_counts[cache.table._free_rows[-1]] = 1
+
+
+def a_free_row_holds_tokens(cache):
+    cache.table.arrays.row_tokens[cache.table._free_rows[-1]] = 1
+
+
 CORRUPTIONS = (
     give_a_page_two_owners,
     give_a_page_twice_to_one_owner,
@@ -92,6 +120,12 @@ CORRUPTIONS = (
     mark_an_owned_page_free,
     free_list_names_a_page_twice,
     free_list_is_one_short,
+    two_requests_share_a_row,
+    a_row_in_use_is_free,
+    a_row_names_another_request,
+    a_free_row_names_a_request,
+    a_free_row_holds_a_page,
+    a_free_row_holds_tokens,
 )
 
 
@@ -136,7 +170,7 @@ def test_reserved_pages_are_owned_pages():
     cache.reserve_pages(1, 2)
     cache.reserve_pages(5, 1)
     cache.check_integrity()
-    cache._sequences[5].pages = cache._sequences[5].pages[:0]
+    cache.table.arrays.page_counts[table_row(cache, 5)] = 0
     with pytest.raises(IntegrityError, match=r"\d"):
         cache.check_integrity()
 

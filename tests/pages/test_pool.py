@@ -119,6 +119,26 @@ def test_too_many_pages_at_once_take_none():
     assert drain(pool) == [4, 3, 2, 1, 0]
 
 
+def test_a_question_takes_no_page():
+    pool = make_pool()
+    assert pool.check_free(CAPACITY) == CAPACITY
+    with pytest.raises(PoolExhausted):
+        pool.check_free(CAPACITY + 1)
+    mask = pool.allocated_mask()
+    mask[:] = True  # the caller's own
+    assert owners(pool) == [False] * CAPACITY
+    pool.allocate()
+    assert pool.allocated_mask().tolist() == owners(pool)
+
+
+def test_the_error_names_the_page_that_is_freed_twice():
+    pool = make_pool()
+    drain(pool)
+    with pytest.raises(PageStateError, match="page 2 is freed twice"):
+        pool.free_many(np.array([4, 2, 5, 2], np.int32))
+    assert pool.num_free_pages == 0
+
+
 @pytest.mark.parametrize("count", [-1, 1.5, None])
 def test_a_count_that_is_no_count_is_a_value_error(count):
     pool = make_pool()

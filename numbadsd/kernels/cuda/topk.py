@@ -169,6 +169,8 @@ def topk_rows(
     check_array("scores", scores, (None,))
     check_array("lengths", lengths, (None,), np.int32)
     check_array("indices", indices, (None, None), np.int32)
+    if indices.shape[1] > MAX_K:
+        raise ValueError(f"indices: got k = {indices.shape[1]}, want at most {MAX_K}")
     check_topk(
         str(scores.dtype), scores.size, row_stride, width, lengths.size, num_first, num_last, order,
         indices.shape,

@@ -1,6 +1,6 @@
-"""Frozen configuration values; field order is the commands' argument order."""
+"""ModelConfig: the shape of an attention layer and of its pages; and how arguments are checked."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from math import sqrt
 
@@ -45,7 +45,7 @@ def check(condition: bool, argument: str, got: object, want: str) -> None:
         raise ValueError(f"{argument}: got {got!r}, want {want}")
 
 
-def _choice(argument: str, value: object, options) -> str:
+def check_choice(argument: str, value: object, options) -> str:
     """Return `value` as one of the strings `options`, or raise ValueError."""
     value = value.value if isinstance(value, Enum) else value
     check(value in options, argument, value, "one of " + ", ".join(options))
@@ -123,9 +123,9 @@ class ModelConfig:
         )
         put("page_size", check_integer("page_size", self.page_size, 1, 1 << 16))
         put("top_k_pages", check_integer("top_k_pages", self.top_k_pages, 0))
-        put("kv_dtype", _choice("kv_dtype", self.kv_dtype, tuple(KV_DTYPES)))
-        put("summary", _choice("summary", self.summary, tuple(s.value for s in Summary)))
-        put("share", _choice("share", self.share, tuple(s.value for s in Share)))
+        put("kv_dtype", check_choice("kv_dtype", self.kv_dtype, tuple(KV_DTYPES)))
+        put("summary", check_choice("summary", self.summary, tuple(s.value for s in Summary)))
+        put("share", check_choice("share", self.share, tuple(s.value for s in Share)))
         put("num_sink_pages", check_integer("num_sink_pages", self.num_sink_pages, 0))
         put("num_recent_pages", check_integer("num_recent_pages", self.num_recent_pages, 0))
         check(
@@ -135,7 +135,7 @@ class ModelConfig:
             f"at most top_k_pages = {self.top_k_pages}",
         )
         summary_dtype = self.kv_dtype if self.summary_dtype is None else self.summary_dtype
-        put("summary_dtype", _choice("summary_dtype", summary_dtype, tuple(KV_DTYPES)))
+        put("summary_dtype", check_choice("summary_dtype", summary_dtype, tuple(KV_DTYPES)))
 
     @property
     def group_size(self) -> int:
@@ -169,116 +169,3 @@ class ModelConfig:
         """Bytes of the summary of one page."""
         element_bytes = KV_DTYPES[self.summary_dtype].itemsize
         return Summary(self.summary).arrays * self.num_kv_heads * self.head_dim * element_bytes
-
-
-DATA_KINDS = ("uniform", "structured")
-
-
-@dataclass(frozen=True)
-class DecodeBenchConfig:
-    """What `dsd_bench` measures: a batch of requests, decoded once per iteration.
-
-    The first ten fields are the command's positional arguments in order; the rest its options.
-    """
-
-    top_k_pages: int = 8
-    batch_size: int = 16
-    min_context_tokens: int = 512
-    max_context_tokens: int = 2048
-    seed: int = 7
-    iterations: int = 5
-    warmup: int = 1
-    num_heads: int = 8
-    head_dim: int = 16
-    page_size: int = 16
-    num_kv_heads: int | None = None
-    kv_dtype: str = "float32"
-    summary: str = "mean"
-    share: str = "request"
-    num_sink_pages: int = 0
-    num_recent_pages: int = 0
-    data: str = "uniform"
-    fused: bool = True
-    paths: tuple[str, ...] | None = None  # None: every one that can run here
-
-    def __post_init__(self):
-        check_integer("batch_size", self.batch_size, 1, 1 << 20)
-        check_integer("min_context_tokens", self.min_context_tokens, 1)
-        check_integer("max_context_tokens", self.max_context_tokens, 1)
-        check(
-            self.min_context_tokens <= self.max_context_tokens,
-            "min_context_tokens",
-            self.min_context_tokens,
-            f"at most max_context_tokens = {self.max_context_tokens}",
-        )
-        check_integer("seed", self.seed, 0, 2**32 - 1)
-        check_integer("iterations", self.iterations, 1)
-        check_integer("warmup", self.warmup, 0)
-        _choice("data", self.data, DATA_KINDS)
-        assert self.model  # built here: a wrong model shape is a wrong configuration
-
-    @property
-    def model(self) -> ModelConfig:
-        """The layer that is decoded."""
-        names = {field.name for field in fields(ModelConfig)}
-        return ModelConfig(**{n: getattr(self, n) for n in names if hasattr(self, n)})
-
-
-TOPK_MAX_LENGTH = 1 << 20  # what the kernels take; a test compares them
-TOPK_MAX_K = 2048
-TOPK_DEVICES = ("auto", "cpu", "gpu")
-TOPK_ORDERS = ("position", "score")
-TOPK_LENGTHS = ("uniform", "mix")
-TOPK_VALUES = ("normal", "equal", "ascending", "descending", "low_bits")
-
-
-@dataclass(frozen=True)
-class TopkBenchConfig:
-    """What `dsd_topk_bench` measures: the k best of every row, once per iteration and case.
-
-    The first six fields are the command's positional arguments in order; the rest its options.
-    """
-
-    rows: int = 32
-    length: int = 65536
-    k: int = 128
-    seed: int = 7
-    iterations: int = 10
-    warmup: int = 2
-    device: str = "auto"
-    dtype: str = "float32"
-    order: str = "position"
-    lengths: tuple[str, ...] | None = None  # None, in either: those of the usual cases
-    values: tuple[str, ...] | None = None
-
-    def __post_init__(self):
-        check_integer("rows", self.rows, 1)
-        check_integer("length", self.length, 1, TOPK_MAX_LENGTH)
-        check_integer("k", self.k, 1, TOPK_MAX_K)
-        check_integer("seed", self.seed, 0, 2**32 - 1)
-        check_integer("iterations", self.iterations, 1)
-        check_integer("warmup", self.warmup, 0)
-        _choice("device", self.device, TOPK_DEVICES)
-        _choice("dtype", self.dtype, tuple(KV_DTYPES))
-        _choice("order", self.order, TOPK_ORDERS)
-        for lengths in self.lengths or ():
-            _choice("lengths", lengths, TOPK_LENGTHS)
-        for values in self.values or ():
-            _choice("values", values, TOPK_VALUES)
-
-    @property
-    def cases(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of lengths and values: every distribution at full length, and the mix once.
-
-        Naming lengths or values keeps those of them; naming both gives every pair.
-        """
-        if self.lengths and self.values:
-            return tuple((lengths, v) for lengths in self.lengths for v in self.values)
-        normal, *others = TOPK_VALUES
-        usual = [(lengths, normal) for lengths in TOPK_LENGTHS]
-        usual += [(TOPK_LENGTHS[0], values) for values in others]
-        return tuple(
-            (lengths, values)
-            for lengths, values in usual
-            if lengths in (self.lengths or TOPK_LENGTHS) and values in (self.values or TOPK_VALUES)
-        )

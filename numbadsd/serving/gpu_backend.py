@@ -1,0 +1,65 @@
+"""Steps over pages that live on a GPU."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from numbadsd.decode.path import DecodePath
+from numbadsd.pages.device import DevicePagePool
+from numbadsd.serving.backend import CacheBackend, Tokens
+from numbadsd.serving.plan import Chunk
+
+
+class DeviceBackend(CacheBackend):
+    """Steps over a `DevicePagePool` of a cache without storage.
+
+    Parameters
+    ----------
+    pool : DevicePagePool
+        Where tokens are written.
+    path : DecodePath
+        Of the GPU.
+    tokens : Tokens
+        What the model would say.
+    seed : int
+        Of tokens that are made on the device: those of `tokens`.
+    makes_prompts, makes_steps : bool
+        Whether the device makes the tokens of prompts, and those that decode appends.
+    """
+
+    def __init__(
+        self,
+        pool: DevicePagePool,
+        path: DecodePath,
+        tokens: Tokens,
+        attention=None,
+        *,
+        seed: int = 0,
+        makes_prompts: bool = False,
+        makes_steps: bool = False,
+        **options,
+    ):
+        super().__init__(pool.cache, path, tokens, attention, **options)
+        self.pool, self._seed = pool, seed
+        self._makes_prompts, self._makes_steps = makes_prompts, makes_steps
+
+    def write_prompts(self, chunks: Sequence[Chunk], lap: Callable[[str], None]) -> None:
+        """Put prompt tokens in their requests' pages."""
+        if not self._makes_prompts:
+            return super().write_prompts(chunks, lap)
+        for chunk in chunks:
+            self.pool.prefill_synthetic(chunk.request_id, chunk.count, self._seed)
+        lap("admission")
+
+    def _store_prompt(self, request_id: int, keys: np.ndarray, values: np.ndarray) -> None:
+        self.pool.upload_prompt(request_id, keys, values)
+
+    def _make_step(self, positions: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
+        if not self._makes_steps:
+            super()._make_step(positions, keys, values)
+
+    def _store_step(self, request_ids, keys: np.ndarray, values: np.ndarray) -> None:
+        if self._makes_steps:
+            self.pool.append_synthetic(request_ids, self._seed)
+        else:
+            self.pool.append_step(request_ids, keys, values)

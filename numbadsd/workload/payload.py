@@ -1,0 +1,110 @@
+"""What a model would hand to attention: queries, keys and values of tokens, made from their names.
+
+Every vector is a pure function of (seed, request, position, stream), so that no order of batches,
+chunks or preemptions can change the data.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from numbadsd.config import ModelConfig
+from numbadsd.kernels.cpu.prefill import fill_uniform
+from numbadsd.kernels.shared import KEY, QUERY, VALUE
+
+
+class TokenSource(Protocol):
+    """Where an engine gets its tokens from; position p of request r is row (r, p)."""
+
+    def queries(self, request_ids: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
+        """Fill out, [n, H, D] float32, with the queries of n tokens."""
+
+    def keys_values(
+        self, request_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, values: np.ndarray
+    ) -> None:
+        """Fill keys and values, [n, G, D] float32 each, of n tokens."""
+
+
+class UniformTokens:
+    """Tokens uniform in [-1, 1), made when they are asked for."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def queries(self, request_ids: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
+        """Fill out, [n, H, D] float32, with the queries of n tokens."""
+        fill_uniform(out, self.seed, request_ids, positions, QUERY)
+
+    def keys_values(
+        self, request_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, values: np.ndarray
+    ) -> None:
+        """Fill keys and values, [n, G, D] float32 each, of n tokens."""
+        fill_uniform(keys, self.seed, request_ids, positions, KEY)
+        fill_uniform(values, self.seed, request_ids, positions, VALUE)
+
+
+class StoredTokens:
+    """The tokens that requests will decode, made beforehand; other tokens come from `source`.
+
+    Parameters
+    ----------
+    source : TokenSource
+        Makes them.
+    config : ModelConfig
+        Their shape.
+    first_positions, counts : sequence of int
+        Request i decodes the tokens at positions [first_positions[i], + counts[i]).
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        config: ModelConfig,
+        first_positions: Sequence[int],
+        counts: Sequence[int],
+    ):
+        self._source = source
+        self._first = np.asarray(first_positions, np.int64)
+        self._counts = np.asarray(counts, np.int64)
+        self._starts = np.cumsum(self._counts) - self._counts
+        total = int(self._counts.sum())
+        ids = np.repeat(np.arange(self._counts.size), self._counts)
+        positions = np.arange(total) - np.repeat(self._starts - self._first, self._counts)
+        row = (config.head_dim,)
+        self._queries = np.empty((total, config.num_heads, *row), np.float32)
+        self._keys = np.empty((total, config.num_kv_heads, *row), np.float32)
+        self._values = np.empty_like(self._keys)
+        source.queries(ids, positions, self._queries)
+        source.keys_values(ids, positions, self._keys, self._values)
+
+    @staticmethod
+    def num_bytes(config: ModelConfig, num_tokens: int) -> int:
+        """Return the memory that so many tokens take."""
+        return 4 * num_tokens * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+
+    def _places(self, request_ids: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
+        """Return where tokens are stored; None when they are not."""
+        steps = positions - self._first[request_ids]
+        if steps.size and (steps.min() < 0 or (steps >= self._counts[request_ids]).any()):
+            return None
+        return self._starts[request_ids] + steps
+
+    def queries(self, request_ids: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
+        """Fill out, [n, H, D] float32, with the queries of n tokens."""
+        places = self._places(request_ids, positions)
+        if places is None:
+            self._source.queries(request_ids, positions, out)
+        else:
+            np.take(self._queries, places, axis=0, out=out)
+
+    def keys_values(
+        self, request_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, values: np.ndarray
+    ) -> None:
+        """Fill keys and values, [n, G, D] float32 each, of n tokens."""
+        places = self._places(request_ids, positions)
+        if places is None:
+            self._source.keys_values(request_ids, positions, keys, values)
+        else:
+            np.take(self._keys, places, axis=0, out=keys)
+            np.take(self._values, places, axis=0, out=values)
