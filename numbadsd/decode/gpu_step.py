@@ -50,9 +50,17 @@ class StepShape:
     def holding(
         batch: int, max_pages: int, is_sparse: bool, has_queries: bool = False
     ) -> "StepShape":
-        """Return the shape that a batch uses: pages are rounded up to a power of two."""
-        pages = max(_FIRST_PAGES, max_pages)
-        return StepShape(batch, 1 << (pages - 1).bit_length(), is_sparse, has_queries)
+        """Return the shape that a batch uses: both sizes are rounded up to a power of two.
+
+        So an engine whose batch and contexts change with every step has few graphs.
+        """
+        pages = _power_of_two(max(_FIRST_PAGES, max_pages))
+        return StepShape(_power_of_two(batch), pages, is_sparse, has_queries)
+
+
+def _power_of_two(number: int) -> int:
+    """Return the least power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()
 
 
 @dataclass
@@ -123,6 +131,7 @@ class GpuStep:
             self._topk_memory = empty(topk_workspace_size(batch * units, shape.max_pages), np.int32)
         self._events: list[tuple[str, object]] = []
         self._graph = None
+        self._batch = batch  # of the last step: at most the shape's
 
     # ---- the stages, in order
 
@@ -194,12 +203,14 @@ class GpuStep:
     # ---- a run
 
     def write_inputs(self, queries: np.ndarray | DeviceArray, rows: np.ndarray) -> None:
-        """Fill what the step starts from."""
-        self._inputs.on_host("rows")[:] = rows
+        """Fill what the step starts from; what the batch lacks to the shape has no tokens."""
+        self._batch = len(rows)
+        own_rows = self._inputs.on_host("rows")
+        own_rows[: self._batch], own_rows[self._batch :] = rows, -1
         if self.shape.has_queries:
-            self.pool.stream.copy(self._queries, queries)
+            self.pool.stream.copy(self._queries[: self._batch], queries)
         else:
-            self._inputs.on_host("queries")[:] = queries
+            self._inputs.on_host("queries")[: self._batch] = queries
 
     def num_faults(self) -> int:
         """Return how many page ids of the batch are outside the pool, before a page is read."""
@@ -245,8 +256,9 @@ class GpuStep:
 
     def output(self, name: str) -> np.ndarray:
         """Return a copy of an output of the last step: outputs, lse, selected or scores."""
-        return self._outputs.on_host(name).copy()
+        return self._outputs.on_host(name)[: self._batch].copy()
 
     def device_outputs(self) -> dict[str, DeviceArray]:
         """Return all outputs as they lie on the device, valid until the next step."""
-        return {name: self._outputs.on_device(name) for name in self._outputs.parts}
+        on_device = self._outputs.on_device
+        return {name: on_device(name)[: self._batch] for name in self._outputs.parts}

@@ -10,13 +10,20 @@ from functools import cache
 import numpy as np
 
 from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array
-from numbadsd.kernels.cuda.ops import cuda, int32, int64, quotient
+from numbadsd.kernels.cuda.ops import cuda, device, int32, int64, quotient
 from numbadsd.kernels.cuda.scan import make_block_sum_before
 
 NUM_THREADS = 256
 _NUM_WARPS = NUM_THREADS // 32
 
 _block_sum_before = make_block_sum_before(_NUM_WARPS)
+
+
+@device
+def _tokens_of(rows, row_tokens, request):
+    """Return the tokens of a request of the batch; 0 where its row is -1."""
+    row = rows[request]
+    return row_tokens[row] if row >= 0 else int32(0)
 
 
 @cache
@@ -35,9 +42,9 @@ def pack_tables_kernel() -> Kernel:
         thread, request = cuda.threadIdx.x, cuda.blockIdx.x
         before = int32(0)
         for other in range(thread, request, NUM_THREADS):
-            before += quotient(row_tokens[rows[other]] + page_size - 1, page_size)
+            before += quotient(_tokens_of(rows, row_tokens, other) + page_size - 1, page_size)
         _, start = _block_sum_before(before, warp_totals)
-        tokens = row_tokens[rows[request]]
+        tokens = _tokens_of(rows, row_tokens, request)
         count = quotient(tokens + page_size - 1, page_size)
         first = int64(rows[request]) * stride
         for i in range(thread, count, NUM_THREADS):
@@ -60,7 +67,7 @@ def pack_tables_kernel() -> Kernel:
 
 
 def pack_tables(
-    rows: DeviceArray,  # [B] i32, rows of the tables
+    rows: DeviceArray,  # [B] i32, rows of the tables; -1 for a request without tokens
     row_pages: DeviceArray,  # [R, P] i32
     row_tokens: DeviceArray,  # [R] i32, at most P * page_size each
     page_size: int,
