@@ -12,6 +12,7 @@ from numbadsd.kernels.cuda.runtime import get_driver
 _FMA_ROUNDS = 2_000_000  # a few milliseconds a task, beside which its start is nothing
 _REPEATS = 5
 _COPY_BYTES = 1 << 30
+_TRANSFER_BYTES = 1 << 26  # several milliseconds on the bus, beside which a start is nothing
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,33 @@ class CopyProbe:
         end = self._stream.record()
         end.synchronize()
         return 2 * self._source.nbytes / end.elapsed_ms(start) / 1e6
+
+
+def measure_transfer_gbps() -> dict[str, float]:
+    """Return the bandwidth, in 1e9 bytes a second, between page-locked memory and the GPU.
+
+    Returns
+    -------
+    dict
+        "h2d" and "d2h": to the device, and back; the best of several copies each.
+    """
+    driver = get_driver()
+    size = 1 << 16 if driver.is_simulated else _TRANSFER_BYTES
+    stream = driver.stream()
+    host, device = driver.pinned(size, np.uint8), driver.empty(size, np.uint8)
+    host[:] = 1
+    rates = {}
+    copies = {
+        "h2d": lambda: stream.upload(device, host),
+        "d2h": lambda: stream.download(host, device),
+    }
+    for way, copy in copies.items():
+        samples = []
+        for _ in range(1 + _REPEATS):
+            start = stream.record()
+            copy()
+            end = stream.record()
+            end.synchronize()
+            samples.append(size / max(end.elapsed_ms(start), 1e-6) / 1e6)
+        rates[way] = max(samples[1:])
+    return rates

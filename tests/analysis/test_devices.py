@@ -98,3 +98,8 @@ def test_copies_on_a_device_are_far_larger_than_its_caches(monkeypatch):
     monkeypatch.setattr(sim_driver, "MEMORY_BYTES", 80 << 30)
     devices.CopyProbe()
     assert sizes == [1 << 30, 1 << 30]
+
+
+def test_transfers_are_counted_in_both_directions(one_second_an_event):
+    rates = devices.measure_transfer_gbps()
+    assert rates == {way: pytest.approx(65536 / 1e9) for way in ("h2d", "d2h")}
