@@ -151,8 +151,6 @@ class Scheduler:
             for request_id in plan.admitted:
                 progress = self._requests[request_id]
                 progress.prefilled_tokens = progress.prompt_tokens
-        for progress in self._cancelled:
-            progress.stop_decoding(self._num_steps)
         finished = []
         for order, progress in sorted(self._finishing.pop(plan.number, ())):
             if progress.order == order and progress.state is DECODE:
@@ -163,15 +161,14 @@ class Scheduler:
     def fail_active(self) -> tuple[int, ...]:
         """End all active requests because a step failed; returns them, in admission order.
 
-        The backend must release them. What the step would have dropped or preempted is its
-        affair too; those who wait still do.
+        The backend must release them, and what the failed plan dropped or preempted if it has not
+        yet; those who wait still do. The next plan may drop one that was cancelled meanwhile and
+        that the failed step never got to admit.
         """
         self._in_flight = None
         failed = list(self._active.values())
         for progress in failed:
             self._end(progress, State.FAILED)
-        for progress in self._cancelled:
-            progress.stop_decoding(self._num_steps)
         return tuple([progress.request_id for progress in failed])
 
     def _known(self, request_id: int) -> Progress:
@@ -204,13 +201,14 @@ class Scheduler:
         return tuple([progress.request_id for progress in dropped])
 
     def _grow(self) -> tuple[int, ...]:
-        """Get the pages that this step's tokens begin, oldest request first; returns the victims.
+        """Get the pages that this step's tokens begin; returns the victims.
 
-        A victim is the youngest active request, at worst the one that grows. The oldest is never
-        one: alone it fits, `add` saw to that. So it finishes, and then another one is the oldest.
+        A victim is the youngest active request, at worst the one that grows; in which order they
+        grow makes no difference to who it is. The oldest is never one: alone it fits, `add` saw to
+        that. So it finishes, and then another one is the oldest.
         """
         preempted = []
-        for order, progress in sorted(self._growing.pop(self._num_steps, ())):
+        for order, progress in self._growing.pop(self._num_steps, ()):
             if progress.order != order or progress.state is not DECODE:
                 continue
             while not self.budget.grow(progress.request_id, 1):
@@ -238,8 +236,7 @@ class Scheduler:
         for progress in admitted:
             progress.order = self._num_admissions
             self._num_admissions += 1
-            self.recomputed_tokens += progress.lost_tokens
-            progress.lost_tokens = 0
+            self.recomputed_tokens += progress.lost_tokens  # 0 at the first admission
             progress.state = PREFILL
             self._active[progress.request_id] = self._prefilling[progress.request_id] = progress
         return admitted

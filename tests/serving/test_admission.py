@@ -43,6 +43,13 @@ def test_a_blocked_queue_asks_nobody_until_something_changes(policy):
     assert len(queue) == 0
 
 
+def test_a_short_request_that_comes_to_a_blocked_queue_is_tried():
+    queue, gate = make_queue(9, 8, policy="pack"), Gate(5)
+    assert queue.take(4, gate) == []
+    queue.push(Progress(Request(2, 0.0, 1, 1)))
+    assert ids(queue.take(4, gate)) == [2]
+
+
 def test_a_full_batch_does_not_block_the_queue():
     queue, gate = make_queue(3, 3), Gate(5)
     assert queue.take(0, gate) == [] and gate.asked == 0
