@@ -9,6 +9,7 @@ cache.
 import numpy as np
 from numba import prange
 
+from numbadsd.kernels.cpu.busy import timed
 from numbadsd.kernels.cpu.jit import device, kernel
 from numbadsd.kernels.cpu.memory import load_word, store_word
 from numbadsd.kernels.words import as_rows, check_array
@@ -126,6 +127,9 @@ def _summarise_pages_kernel(keys, page_ids, page_tokens, shape, kind, summaries)
         _summarise_tile(kind, keys, first_row, page_tokens[index], summaries, row, row + kv_heads)
 
 
+_append_runs = timed(_append_runs_kernel)
+
+
 def append_runs(
     new_keys: np.ndarray,  # [tokens, G, D] any storage dtype
     new_values: np.ndarray,  # [tokens, G, D] as new_keys
@@ -141,7 +145,7 @@ def append_runs(
     kv_heads, page_size, head_dim = keys.shape[1:]
     check_array("new_keys", new_keys, (None, kv_heads, head_dim))
     check_array("new_values", new_values, new_keys.shape, new_keys.dtype)
-    _append_runs_kernel(
+    _append_runs(
         as_rows(new_keys), as_rows(new_values), (page_ids, first_slots, token_indptr),
         as_rows(keys), as_rows(values), (kv_heads, page_size), SUMMARIES[summary],
         as_rows(summaries),

@@ -21,6 +21,7 @@ import numpy as np
 from numba import get_num_threads, prange
 
 from numbadsd.kernels import shared
+from numbadsd.kernels.cpu.busy import timed
 from numbadsd.kernels.cpu.jit import device, kernel
 from numbadsd.kernels.cpu.simd import fma
 from numbadsd.kernels.cpu.tiles import dot_group, prefetch_tile, softmax_row, weigh_group
@@ -243,6 +244,9 @@ def make_geometry(keys: np.ndarray, num_heads: int, num_kv_heads: int, num_units
     )
 
 
+_attend = timed(attend_kernel)
+
+
 def attend_pages(
     queries: np.ndarray,  # [B, H, D] f32
     keys: np.ndarray,  # [N, G, T, D], or [N, row_kv_heads, T, D] after a gather
@@ -272,7 +276,7 @@ def attend_pages(
     if rest or num_units not in (1, num_kv_heads, num_heads):
         rows = f"{last_page_tokens.size} rows for {batch} requests"
         raise ValueError(f"page_indptr: got {rows}, want 1, {num_kv_heads} or {num_heads} each")
-    attend_kernel(
+    _attend(
         as_rows(queries), as_rows(keys), as_rows(values),
         (page_indptr, page_ids, last_page_tokens),
         tuple(make_geometry(keys, num_heads, num_kv_heads, num_units)), get_num_threads(),

@@ -157,12 +157,13 @@ def _attend_blocks_kernel(
 ):
     """Attend every row of every chunk.
 
-    Work      one task per (block, kv head); later blocks of a prompt are longer, so workers take
-              neighbouring tasks in turns, each round in the other order
+    Work      one task per (kv head, block), so that a head's pages stay in a cache; later blocks
+              of a prompt are longer: workers take neighbours in turns, each round in other order
     Writes    outputs[token, head, :], lse[token, head], every element once
     Bytes     reads 2 * D * itemsize per token, kv head and block
     """
-    tasks = np.int64(block_indptr[-1]) * shape.num_kv_heads
+    num_blocks = np.int64(block_indptr[-1])
+    tasks = num_blocks * shape.num_kv_heads
     for i in prange(num_workers):
         worker = np.int64(i)  # unsigned, it would make floating-point indices
         for start in range(0, tasks, num_workers):
@@ -171,7 +172,7 @@ def _attend_blocks_kernel(
             if task < tasks:
                 _attend_block(
                     queries, keys, values, chunks, shape, block_indptr, sm_scale, outputs, lse,
-                    task // shape.num_kv_heads, task % shape.num_kv_heads,
+                    task % num_blocks, task // num_blocks,
                 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from numba import prange
 
 from numbadsd.kernels import shared
+from numbadsd.kernels.cpu.busy import timed
 from numbadsd.kernels.cpu.jit import device, kernel
 from numbadsd.kernels.words import check_array
 
@@ -25,6 +26,9 @@ def _fill_uniform_kernel(out, seed, request_ids, tokens, kind):
             out[i, channel] = _uniform_at(key, channel)
 
 
+_fill_uniform = timed(_fill_uniform_kernel)
+
+
 def fill_uniform(
     out: np.ndarray,  # [n, G, D] f32
     seed: int,
@@ -36,4 +40,4 @@ def fill_uniform(
     check_array("out", out, (None, None, None), np.float32)
     check_array("request_ids", request_ids, out.shape[:1], np.int64)
     check_array("tokens", tokens, out.shape[:1], np.int64)
-    _fill_uniform_kernel(out.reshape(out.shape[0], -1), seed, request_ids, tokens, kind)
+    _fill_uniform(out.reshape(out.shape[0], -1), seed, request_ids, tokens, kind)

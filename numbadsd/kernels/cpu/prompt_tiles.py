@@ -144,7 +144,7 @@ def _make_weigh(load, store, splat):
 
     @device
     def weigh(block, s, column, values, weights, first, whole, tokens):
-        """Add weighted values; a value after a lane's position is left out, even where it is NaN."""
+        """Add weighted values, none that comes after a lane's position, even where it is NaN."""
         columns = values.shape[1]
         position = load(block.offsets, s, column) + splat(np.float32(-first))
         factor = load(block.factors, s, column)

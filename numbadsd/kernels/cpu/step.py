@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_num_threads
 
+from numbadsd.kernels.cpu.busy import timed
 from numbadsd.kernels.cpu.attend import Geometry, attend_kernel, make_geometry
 from numbadsd.kernels.cpu.clock import monotonic_ns
 from numbadsd.kernels.cpu.gather import select_rows_kernel
@@ -92,6 +93,9 @@ def sparse_step_kernel(
     times[2], times[3] = listed - chosen, monotonic_ns() - listed
 
 
+_sparse_step = timed(sparse_step_kernel)
+
+
 def plan_sparse_step(
     keys: np.ndarray,  # [N, G, T, D]
     values: np.ndarray,  # [N, G, T, D]
@@ -133,7 +137,7 @@ def sparse_step(
     assert outputs.shape == queries.shape and lse.shape == (batch, heads)
     assert selected.shape[0] == batch and selected.dtype == np.int32
     if batch > 0:
-        sparse_step_kernel(
+        _sparse_step(
             queries, plan.rows, (page_indptr, page_ids, last_page_tokens), plan.shape, plan.forced,
             plan.geometry, plan.num_threads, plan.sm_scale, selected, outputs, lse, stage_ns,
         )  # fmt: skip

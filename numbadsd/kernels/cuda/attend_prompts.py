@@ -15,7 +15,8 @@ The launch depends on the numbers of tokens and chunks only, so that a graph can
 import numpy as np
 
 from numbadsd.kernels.cuda.launch import DeviceArray, check_array, check_stored
-from numbadsd.kernels.cuda.prompt_rows import PromptSpec, attend_prompts_kernel, first_block
+from numbadsd.kernels.cuda.prompt_rows import attend_prompts_kernel
+from numbadsd.kernels.cuda.prompt_tiles import PromptSpec, first_block
 
 _LOG2_E = np.float32(1.4426950408889634)
 _POSITIONS = {np.dtype(np.int32): "i32", np.dtype(np.int64): "i64"}

@@ -12,6 +12,8 @@ from numbadsd.kernels.cuda.attend_splits import AttendSpec, attend_splits_kernel
 from numbadsd.kernels.cuda.launch import Kernel
 from numbadsd.kernels.cuda.merge_splits import MergeSpec, merge_splits_kernel
 from numbadsd.kernels.cuda.prefill import fill_uniform_kernel
+from numbadsd.kernels.cuda.prompt_rows import attend_prompts_kernel
+from numbadsd.kernels.cuda.prompt_tiles import PromptSpec
 from numbadsd.kernels.cuda.score import query_factors_kernel
 from numbadsd.kernels.cuda.score_summed import score_summed_kernel
 from numbadsd.kernels.cuda.score_tiles import ScoreSpec
@@ -41,7 +43,7 @@ class Shape:
 
 
 def kernels_of(shape: Shape) -> list[Kernel]:
-    """Return the kernels of dense and sparse decode, append and prefill for a shape."""
+    """Return the kernels of dense and sparse decode, append, prefill and prompts for a shape."""
     return [
         pack_tables_kernel(),
         *_score_kernels(shape),
@@ -51,6 +53,14 @@ def kernels_of(shape: Shape) -> list[Kernel]:
         scatter_numbers_kernel(),
         count_outside_kernel(),
         fill_uniform_kernel(),
+        attend_prompts_kernel(
+            PromptSpec(
+                shape.head_dim,
+                shape.kv_dtype,
+                shape.page_size,
+                shape.num_heads // shape.num_kv_heads,
+            )
+        ),
     ]
 
 

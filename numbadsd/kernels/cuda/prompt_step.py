@@ -28,7 +28,8 @@ from numbadsd.kernels.cuda.tiles import unroll
 
 TILE_TOKENS = 32
 WARP_ROWS = 16
-WEIGHTS_STRIDE = WARP_ROWS + 4  # words of a token's weights: eight tokens meet all banks
+WEIGHTS_STRIDE = WARP_ROWS + 4  # words of a token's weights
+WARP_WEIGHTS = TILE_TOKENS * WEIGHTS_STRIDE
 LANE_ROWS = 4  # and as many tokens, of the scores
 TOKEN_LANES = 8
 CHAIN = 16  # products that are added up one by one, before chains are: fewer roundings
@@ -39,7 +40,7 @@ _HIDDEN = float32(-1)  # no weight is negative
 
 
 def tile_stride(head_dim: int) -> int:
-    """Return the words from one token of a tile to the next: eight tokens meet all banks (D = 16 n)."""
+    """Return the words from one token of a tile to the next: eight tokens meet all banks."""
     return head_dim + 4
 
 
@@ -104,13 +105,29 @@ def make_multiply_keys(head_dim: int):
     return multiply_keys
 
 
-def make_weigh(is_last: bool):
-    """Return ``weigh``: scores become weights; `is_last` allows that rows come before tokens."""
+def make_weigh():
+    """Return ``weigh``: scores become weights; unless `is_whole`, rows may come before tokens."""
+    weigh_whole, weigh_last = (
+        unroll(_make_weigh_row(is_last), LANE_ROWS) for is_last in (False, True)
+    )
 
     @device
-    def weigh_row(
-        i, scores, seen, scale, state, weights, first_weight, factors, first_factor, group, t
-    ):
+    def weigh(is_whole, scores, seen, scale, state, weights, factors, warp, group, t):
+        place = warp * WARP_WEIGHTS + t * WEIGHTS_STRIDE + group * LANE_ROWS
+        row = warp * WARP_ROWS + group * LANE_ROWS
+        if is_whole:
+            weigh_whole(scores, seen, scale, state, weights, place, factors, row, t)
+        else:
+            weigh_last(scores, seen, scale, state, weights, place, factors, row, t)
+
+    return weigh
+
+
+def _make_weigh_row(is_last: bool):
+    """Return the part of ``weigh`` of one row of a lane."""
+
+    @device
+    def weigh_row(i, scores, seen, scale, state, weights, place, factors, row, t):
         maxima, denominators = state
         a, b = mul_rn(scores[i, 0], scale), mul_rn(scores[i, 1], scale)
         c, d = mul_rn(scores[i, 2], scale), mul_rn(scores[i, 3], scale)
@@ -133,27 +150,53 @@ def make_weigh(is_last: bool):
             b = b if t + 8 < seen[i] else _HIDDEN
             c = c if t + 16 < seen[i] else _HIDDEN
             d = d if t + 24 < seen[i] else _HIDDEN
-        place = first_weight + t * WEIGHTS_STRIDE + group * LANE_ROWS + i
-        store1(weights, place, a)
-        store1(weights, place + 8 * WEIGHTS_STRIDE, b)
-        store1(weights, place + 16 * WEIGHTS_STRIDE, c)
-        store1(weights, place + 24 * WEIGHTS_STRIDE, d)
+        store1(weights, place + i, a)
+        store1(weights, place + i + 8 * WEIGHTS_STRIDE, b)
+        store1(weights, place + i + 16 * WEIGHTS_STRIDE, c)
+        store1(weights, place + i + 24 * WEIGHTS_STRIDE, d)
         if t == 0:
-            store1(factors, first_factor + group * LANE_ROWS + i, factor)
+            store1(factors, row + i, factor)
 
-    return unroll(weigh_row, LANE_ROWS)
+    return weigh_row
 
 
-def make_add_values(head_dim: int, is_last: bool):
-    """Return ``add_values``: sums = sums * factor + weights times V rows."""
+def make_add_values(head_dim: int):
+    """Return ``add_values``: sums = sums * factor + weights times the V rows of `tokens`."""
     rows, columns = sums_shape(head_dim)
-    lanes, stride, vectors = column_lanes(head_dim), tile_stride(head_dim), head_dim // 4
+    lanes, stride = column_lanes(head_dim), tile_stride(head_dim)
+    add_whole, add_last = (_make_add_token(head_dim, is_last) for is_last in (False, True))
 
     @device
     def scale_row(r, factors, first_factor, sums):
         factor = load1(factors, first_factor + r)
         for e in range(columns):
             sums[r, e] = sums[r, e] * factor
+
+    scale_rows = unroll(scale_row, rows)
+
+    @device
+    def add_values(is_whole, tile, weights, factors, sums, tokens, warp, lane):
+        row, column_lane = lane // lanes * rows, lane % lanes
+        place = warp * WARP_WEIGHTS + row
+        scale_rows(factors, warp * WARP_ROWS + row, sums)
+        if is_whole:
+            for token in range(TILE_TOKENS):
+                add_whole(
+                    tile, token * stride, column_lane, weights, place + token * WEIGHTS_STRIDE, sums
+                )
+        else:
+            for token in range(tokens):
+                add_last(
+                    tile, token * stride, column_lane, weights, place + token * WEIGHTS_STRIDE, sums
+                )
+
+    return add_values
+
+
+def _make_add_token(head_dim: int, is_last: bool):
+    """Return a function that adds a token's V row to a lane's sums."""
+    rows, columns = sums_shape(head_dim)
+    lanes, vectors = column_lanes(head_dim), head_dim // 4
 
     @device
     def add_row(r, weight, value, e, sums):
@@ -175,15 +218,5 @@ def make_add_values(head_dim: int, is_last: bool):
         column = column if column < vectors else 0  # beyond the row: a sum that nobody reads
         add_quads(weights, place, load4(tile, base + column * 4), 4 * v, sums)
 
-    scale_rows, add_quads = unroll(scale_row, rows), unroll(add_rows, rows // 4)
-    add_vectors = unroll(add_vector, columns // 4)
-
-    @device
-    def add_values(tile, weights, first_weight, factors, first_factor, lane, sums, tokens):
-        row, column_lane = lane // lanes * rows, lane % lanes
-        scale_rows(factors, first_factor + row, sums)
-        for token in range(tokens):
-            place = first_weight + token * WEIGHTS_STRIDE + row
-            add_vectors(tile, token * stride, column_lane, weights, place, sums)
-
-    return add_values
+    add_quads = unroll(add_rows, rows // 4)
+    return unroll(add_vector, columns // 4)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from numbadsd.kernels.cuda.attend_prompts import attend_prompts
-from numbadsd.kernels.cuda.prompt_rows import BLOCK_ROWS
 from numbadsd.kernels.cuda.prompt_step import TILE_TOKENS, WARP_ROWS
+from numbadsd.kernels.cuda.prompt_tiles import BLOCK_ROWS
 from numbadsd.kernels.cuda.switch import SIMULATED
 from tests.device import assert_same_bits, output, stream, up, written
 from tests.kernels.cpu.test_attend_prompts import WRONG, Prompts, good_arguments
