@@ -1,14 +1,13 @@
-"""What the options of `dsd_continuous_bench` name: requests, limits, a timeline."""
+"""What the options of `dsd_continuous_bench` name: requests and limits."""
 
 from numbadsd.config import ContinuousBenchConfig, check
 from numbadsd.serving.metrics import parse_goodput
-from numbadsd.serving.timeline import Timeline
 from numbadsd.workload.arrivals import RequestList, poisson_requests
 from numbadsd.workload.traces import load_trace
 
 TRACE_FORMATS = ("auto", "azure", "mooncake", "burstgpt")
 
-__all__ = ["TRACE_FORMATS", "Timeline", "load_requests", "parse_goodput", "poisson"]
+__all__ = ["TRACE_FORMATS", "load_requests", "parse_goodput", "poisson"]
 
 
 def poisson(config: ContinuousBenchConfig, request_rate: float, burstiness: float) -> RequestList:

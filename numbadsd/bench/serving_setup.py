@@ -1,6 +1,7 @@
 """From a configuration to an engine: requests, memory, backend, scheduler, clock."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,10 @@ from numbadsd.errors import CudaUnavailable
 from numbadsd.kernels.cuda.runtime import get_driver, why_unavailable
 from numbadsd.kernels.cuda.switch import SIMULATED
 from numbadsd.pages.cache import PagedKvCache
-from numbadsd.serving.backend import CacheBackend
+from numbadsd.pages.layout import cache_bytes, pages_for
+from numbadsd.serving.backend import CacheBackend, Tokens
 from numbadsd.serving.budget import parse_kv_budget
-from numbadsd.serving.clock import StepClock, VirtualClock, WallClock
+from numbadsd.serving.clock import Clock, StepClock, VirtualClock, WallClock
 from numbadsd.serving.engine import Engine
 from numbadsd.serving.plan import SchedulerConfig
 from numbadsd.serving.request import Request
@@ -24,6 +26,7 @@ from numbadsd.workload.arrivals import RequestList, reference_requests
 from numbadsd.workload.payload import StoredTokens, UniformTokens
 
 OWN_BYTES = 256 << 20  # interpreter, compiled code, scratch
+KEPT_SHAPES, FIRST_PAGES = 16, 8  # of a GPU path: steps that it keeps, the least it rounds up to
 
 
 def choose_backend(config: ContinuousBenchConfig) -> str:
@@ -34,9 +37,12 @@ def choose_backend(config: ContinuousBenchConfig) -> str:
     problem = why_unavailable() if config.backend != "cpu" else None
     if config.backend == "gpu" and problem is not None:
         raise CudaUnavailable(*problem)
-    if config.backend == "auto":
-        return "cpu" if SIMULATED or problem is not None else "gpu"
-    return config.backend
+    backend = config.backend
+    if backend == "auto":
+        backend = "cpu" if SIMULATED or problem is not None else "gpu"
+    is_known = backend == "cpu" or config.prefill == "none"
+    check(is_known, "prefill", config.prefill, "none on a GPU, or --backend cpu")
+    return backend
 
 
 def draw_requests(config: ContinuousBenchConfig) -> RequestList:
@@ -66,37 +72,36 @@ def budget_pages(config: ContinuousBenchConfig, backend: str) -> int | None:
     return parse_kv_budget(config.kv_budget, token_bytes, model.page_size, free_bytes)
 
 
-def pool_pages(config: ContinuousBenchConfig, requests: Sequence[Request], budget: int | None):
+def pool_pages(
+    config: ContinuousBenchConfig, requests: Sequence[Request], budget: int | None
+) -> int:
     """Return the pages of the pool: what the budget allows, and no more than can be in use."""
-    needs = np.array([-(-r.total_tokens // config.page_size) for r in requests], np.int64)
+    needs = np.array([pages_for(r.total_tokens, config.page_size) for r in requests], np.int64)
+    if config.preadmit_prompts:
+        most = int(needs.sum())
+        want = f"0: all requests together need {most} pages, the KV budget has {budget}"
+        check(budget is None or most <= budget, "preadmit_prompts", 1, want)
+        return most
     if budget is not None:
         needs = needs[needs <= budget]  # the others are rejected
-    most_active = config.max_active_requests
-    if config.lazy_release:
-        most_active *= 2  # the pages of a batch that has ended, and those of the next one
-    together = needs if config.preadmit_prompts else np.sort(needs)[-most_active:]
-    most = max(1, int(together.sum()))
-    if config.preadmit_prompts and budget is not None:
-        check(
-            most <= budget, "preadmit_prompts", 1, f"0: all prompts need {most} pages of {budget}"
-        )
+    most = max(1, int(np.sort(needs)[-config.max_active_requests :].sum()))
     return most if budget is None else min(most, budget)
 
 
 def check_memory(config: ContinuousBenchConfig, num_pages: int, num_tokens: int, backend: str):
     """Raise ValueError, with the bytes, when a run cannot fit in memory."""
-    model = config.model
-    needed = OWN_BYTES
-    if backend == "cpu":
-        needed += num_pages * (model.page_bytes + model.summary_bytes)
+    model, page_bytes, payload_bytes = config.model, 0, 0
+    if backend == "cpu" or config.admission_mode == "cpu_cache":
+        page_bytes = cache_bytes(model, num_pages)
     if config.precompute_decode_payloads:
-        needed += StoredTokens.num_bytes(model, num_tokens)
-    available = psutil.virtual_memory().available
+        payload_bytes = StoredTokens.num_bytes(model, num_tokens)
+    needed, available = OWN_BYTES + page_bytes + payload_bytes, psutil.virtual_memory().available
+    name = "kv_budget" if page_bytes > payload_bytes else "precompute_decode_payloads"
     want = f"a run that fits in memory: it needs {needed:,} bytes of {available:,} available"
-    check(needed <= available, "pages", num_pages, want)
+    check(needed <= available, name, getattr(config, name), want)
 
 
-def make_tokens(config: ContinuousBenchConfig, requests: Sequence[Request]):
+def make_tokens(config: ContinuousBenchConfig, requests: Sequence[Request]) -> Tokens:
     """Return where tokens come from: made in the loop, or before it."""
     tokens = UniformTokens(config.seed)
     if not config.precompute_decode_payloads:
@@ -105,10 +110,17 @@ def make_tokens(config: ContinuousBenchConfig, requests: Sequence[Request]):
     return StoredTokens(tokens, config.model, prompts, [r.new_tokens for r in requests])
 
 
-def make_backend(config: ContinuousBenchConfig, backend: str, num_pages: int, tokens, on_outputs):
+def make_backend(
+    config: ContinuousBenchConfig,
+    backend: str,
+    num_pages: int,
+    tokens: Tokens,
+    requests: Sequence[Request],
+    on_outputs: Callable | None = None,
+) -> CacheBackend:
     """Return what executes the steps of one run, with an empty cache."""
     if backend == "gpu":
-        return _device_backend(config, num_pages, tokens, on_outputs)
+        return _device_backend(config, num_pages, tokens, requests, on_outputs)
     cache = PagedKvCache(config.model, num_pages)
     for array in (cache.pool.keys, cache.pool.values):
         array.reshape(-1).view(np.uint8)[::4096] = 0  # a server's pool is there before its requests
@@ -120,7 +132,9 @@ def make_backend(config: ContinuousBenchConfig, backend: str, num_pages: int, to
     )  # fmt: skip
 
 
-def _device_backend(config: ContinuousBenchConfig, num_pages: int, tokens, on_outputs):
+def _device_backend(
+    config: ContinuousBenchConfig, num_pages: int, tokens, requests, on_outputs
+) -> CacheBackend:
     # imported here: they need CUDA, which the CPU backend does without
     from numbadsd.pages.device import device_pool_of
     from numbadsd.serving.gpu_backend import DeviceBackend
@@ -134,22 +148,69 @@ def _device_backend(config: ContinuousBenchConfig, num_pages: int, tokens, on_ou
     }
     names = ("sparse_gpu", "dense_gpu") if config.is_sparse else ("dense_gpu",)
     paths = [make_path(name, cache, **options) for name in names]
+    pool = device_pool_of(cache)
+    for path in paths[: 2 if config.gate_tokens else 1]:
+        _record_steps(path, config.max_active_requests, requests)
+    pool.stats.reset()
     gate = {"short_path": paths[-1], "gate_tokens": config.gate_tokens, "on_outputs": on_outputs}
-    check(config.prefill == "none", "prefill", config.prefill, "none on a GPU")
     if on_host:
-        return CacheBackend(cache, paths[0], tokens, **gate)
+        return CacheBackend(cache, paths[0], tokens, device_pool=pool, **gate)
     return DeviceBackend(
-        device_pool_of(cache), paths[0], tokens, seed=config.seed,
+        pool, paths[0], tokens, seed=config.seed,
         makes_prompts=config.admission_mode == "synthetic_gpu_prefill",
         makes_steps=bool(config.gpu_synthetic_decode_append), **gate,
     )  # fmt: skip
 
 
-def make_clock(config: ContinuousBenchConfig):
+def _record_steps(path, max_active: int, requests: Sequence[Request]) -> None:
+    """Let a GPU path make its graphs before the loop, which would wait for them.
+
+    One for each shape that steps are rounded to: batches up to the most that are active, contexts
+    up to the longest. The longest ones come last, they are kept when there are too many; and
+    first, so that the tables have their final size.
+    """
+    cache, model = path.cache, path.config
+    most_pages = max(pages_for(r.total_tokens, model.page_size) for r in requests)
+    fewest = min(pages_for(r.prompt_tokens, model.page_size) for r in requests)
+    shapes = [
+        (batch, count)
+        for batch in _powers_of_two(1, min(max_active, len(requests)))
+        for count in _powers_of_two(max(fewest, FIRST_PAGES), most_pages)
+        if count + batch - 1 <= cache.pool.capacity_pages
+    ][-KEPT_SHAPES:]
+    for batch, count in (*shapes[-1:], *shapes):
+        for request_id in range(batch):  # the first is the longest
+            _put_tokens(cache, request_id, 1 if request_id else count * model.page_size)
+        queries = np.zeros((batch, model.num_heads, model.head_dim), np.float32)
+        path.decode(queries, tuple(range(batch)))
+        cache.reset()
+
+
+def _powers_of_two(low: int, high: int) -> list[int]:
+    """Return one number for each power of two that numbers in [low, high] are rounded up to."""
+    first, last = (min(low, high) - 1).bit_length(), (high - 1).bit_length()
+    return [min(1 << i, high) for i in range(first, last + 1)]
+
+
+def _put_tokens(cache: PagedKvCache, request_id: int, num_tokens: int) -> None:
+    """Give a request tokens, whatever they are."""
+    if not cache.pool.has_storage:
+        return cache.append_metadata(request_id, num_tokens)
+    zeros = np.zeros((num_tokens, cache.config.num_kv_heads, cache.config.head_dim), np.float32)
+    cache.append_tokens(request_id, zeros, zeros)
+
+
+def _make_clock(config: ContinuousBenchConfig, is_stopped: Callable[[], bool]) -> Clock:
     """Return the clock that arrivals are compared with."""
+
+    def sleep(seconds: float) -> None:
+        if is_stopped():
+            raise InterruptedError  # nobody waits for arrivals any more
+        time.sleep(seconds)
+
     if config.clock == "steps":
         return StepClock()
-    return VirtualClock(config.step_ms) if config.clock == "virtual" else WallClock()
+    return VirtualClock(config.step_ms) if config.clock == "virtual" else WallClock(sleep)
 
 
 def make_engine(config: ContinuousBenchConfig, backend, capacity_pages: int, **options) -> Engine:
@@ -162,9 +223,10 @@ def make_engine(config: ContinuousBenchConfig, backend, capacity_pages: int, **o
             config.prefill_chunk_tokens, config.admission, preempt=config.preempt,
         )
     )  # fmt: skip
-    return Engine(
-        scheduler, backend, make_clock(config), lazy_release=bool(config.lazy_release), **options
-    )
+    clock = _make_clock(config, lambda: engine.is_stopped)
+    lazy = bool(config.lazy_release)
+    engine = Engine(scheduler, backend, clock, lazy_release=lazy, **options)
+    return engine
 
 
 def warm_up(config: ContinuousBenchConfig, backend: str) -> None:
@@ -175,5 +237,5 @@ def warm_up(config: ContinuousBenchConfig, backend: str) -> None:
     )  # fmt: skip
     requests = [Request(0, 0, 2, 2), Request(1, 0, 2 * config.page_size + 1, 2)]
     num_pages = 4 + 2 * len(requests)
-    runner = make_backend(tiny, backend, num_pages, make_tokens(tiny, requests), None)
+    runner = make_backend(tiny, backend, num_pages, make_tokens(tiny, requests), requests)
     make_engine(tiny, runner, num_pages).run(requests)

@@ -1,6 +1,7 @@
 """ContinuousBenchConfig: what `dsd_continuous_bench` measures."""
 
 from dataclasses import dataclass, fields
+from math import isfinite
 
 from numbadsd.config.model import ModelConfig, check, check_choice, check_integer
 
@@ -121,8 +122,10 @@ class ContinuousBenchConfig:
         )  # fmt: skip
         for is_wrong, argument, want in excluded:
             check(not is_wrong, argument, getattr(self, argument), want)
-        is_given = self.step_ms is not None
-        check(not is_given or self.clock == "virtual", "step_ms", self.step_ms, "--clock virtual")
+        if self.step_ms is not None:
+            check(self.clock == "virtual", "step_ms", self.step_ms, "--clock virtual with it")
+            is_time = self.step_ms > 0 and isfinite(self.step_ms)
+            check(is_time, "step_ms", self.step_ms, "a finite number above 0")
 
     @property
     def is_sparse(self) -> bool:

@@ -7,13 +7,14 @@ from numbadsd.kernels.cpu.append import append_runs
 from numbadsd.kernels.cpu.tables import grow_step, plan_step, table_of_rows
 from numbadsd.pages.descriptors import AppendedToken, PageDescriptor
 from numbadsd.pages.integrity import check_ownership, check_summaries
-from numbadsd.pages.layout import Runs, as_storable, pages_for, runs_of, summary_shape
+from numbadsd.pages.layout import Runs, pages_for, runs_of, storable_tokens, summary_shape
 from numbadsd.pages.mirror import PageMirror
 from numbadsd.pages.pool import PagePool
 from numbadsd.pages.tables import RequestTable
 from numbadsd.types import PageTable
 
 DEFAULT_CAPACITY_PAGES = 1024
+_NO_PAGES = np.empty(0, np.int32)
 
 
 class PagedKvCache:
@@ -136,8 +137,7 @@ class PagedKvCache:
     ) -> AppendedToken:
         """Append one token, [G, D] each; `force_new_page` asks that it opens a page.
 
-        A page table can describe a partial page at the tail only, so `force_new_page` is refused
-        while the tail page has free slots.
+        It is refused while the tail page has free slots: no other page may be partial.
         """
         slot = self.table.counts(request_id)[1] % self.config.page_size
         if force_new_page:
@@ -181,10 +181,7 @@ class PagedKvCache:
         return self._extend(request_id, num_pages, 0)
 
     def reserve_tokens(self, request_id: int, num_tokens: int) -> np.ndarray:
-        """Reserve pages such that `num_tokens` more tokens can be appended without the pool.
-
-        Returns the ids of the new pages, ascending; pages that are reserved already count.
-        """
+        """Reserve what `num_tokens` more tokens lack of pages; returns the new ids ascending."""
         self._check_request_id(request_id)
         num_tokens = check_integer("num_tokens", num_tokens, 0)
         return self.reserve_pages(request_id, self._missing_pages(request_id, num_tokens))
@@ -196,11 +193,12 @@ class PagedKvCache:
     def release_many(self, request_ids) -> int:
         """Forget requests, each given once, and free their pages; returns how many."""
         request_ids = tuple(request_ids)
-        check(len(set(request_ids)) == len(request_ids), "request_ids", request_ids, "each once")
+        if len(set(request_ids)) != len(request_ids):
+            check(False, "request_ids", request_ids, "each once")
         pages = [self.table.pages(r).copy() for r in request_ids]
         if not pages:
             return 0
-        page_ids = np.concatenate(pages)
+        page_ids = pages[0] if len(pages) == 1 else np.concatenate(pages)
         self.pool.free_many(page_ids)
         for request_id in request_ids:
             self.table.remove(request_id)
@@ -238,17 +236,19 @@ class PagedKvCache:
 
     def _storable(self, keys, values, tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         shape = (tokens, self.config.num_kv_heads, self.config.head_dim)
-        keys = as_storable("keys", keys, shape)
-        values = as_storable("values", values, (len(keys), *shape[1:]))
-        check(values.dtype == keys.dtype, "values", str(values.dtype), f"dtype {keys.dtype}")
+        pair = storable_tokens(keys, values, shape)
         self.pool.keys  # noqa: B018 (raises where there is no storage, before anything changes)
-        return keys, values
+        return pair
 
     def _grow(self, request_id: int, num_tokens: int) -> tuple[int, np.ndarray]:
         """Count `num_tokens` more, taking pages as needed; return the first one and all pages."""
         self._check_request_id(request_id)
         _, first_token = self.table.counts(request_id)
-        self._extend(request_id, self._missing_pages(request_id, num_tokens), num_tokens)
+        missing = self._missing_pages(request_id, num_tokens)
+        if missing or request_id not in self.table:
+            self._extend(request_id, missing, num_tokens)
+        else:  # they were reserved
+            self.table.extend(request_id, _NO_PAGES, num_tokens)
         self.version += 1
         return first_token, self.table.pages(request_id)
 
@@ -270,10 +270,13 @@ class PagedKvCache:
         """Count one more token of each request, taking pages as needed; return pages and slots."""
         rows, size = self.rows(request_ids), self.config.page_size
         new_pages, most_pages = plan_step(rows, self.table.arrays, size)
-        check(new_pages >= 0, "request_ids", request_ids, "each once")
-        self.pool.check_free(new_pages)
-        self.table.make_room(most_pages)
-        page_ids = self.pool.allocate_many(new_pages)  # nothing fails from here on
+        if new_pages < 0:
+            check(False, "request_ids", request_ids, "each once")
+        page_ids = _NO_PAGES
+        if new_pages:
+            self.pool.check_free(new_pages)
+            self.table.make_room(most_pages)
+            page_ids = self.pool.allocate_many(new_pages)  # nothing fails from here on
         self.version += 1
         return grow_step(rows, self.table.arrays, size, page_ids)
 

@@ -12,7 +12,14 @@ from numbadsd.kernels.cuda.tables import scatter_numbers
 from numbadsd.kernels.shared import KEY, VALUE
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.device_tables import DeviceTables
-from numbadsd.pages.layout import Runs, as_storable, cache_bytes, run_chunks, runs_of, summary_shape
+from numbadsd.pages.layout import (
+    Runs,
+    cache_bytes,
+    run_chunks,
+    runs_of,
+    storable_tokens,
+    summary_shape,
+)
 from numbadsd.pages.staging import Staging, TransferStats
 
 CHUNK_BYTES = 16 << 20  # of tokens that are staged or generated at a time
@@ -160,10 +167,7 @@ class DevicePagePool:
         return counts
 
     def _storable(self, keys, values, tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        keys = as_storable("keys", keys, (tokens, *self._token_shape))
-        values = as_storable("values", values, keys.shape)
-        check(values.dtype == keys.dtype, "values", str(values.dtype), f"dtype {keys.dtype}")
-        return keys, values
+        return storable_tokens(keys, values, (tokens, *self._token_shape))
 
     def _check_on_device_only(self) -> None:
         if self.cache.pool.has_storage:

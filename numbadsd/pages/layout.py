@@ -35,14 +35,13 @@ def runs_of(page_ids: np.ndarray, first_token: int, num_tokens: int, page_size: 
     """
     first_page = first_token // page_size
     end_page = pages_for(first_token + num_tokens, page_size)
-    starts = np.arange(first_page, end_page, dtype=np.int64) * page_size
-    bounds = np.append(starts, first_token + num_tokens)
-    bounds[0] = first_token
-    return Runs(
-        page_ids[first_page:end_page],
-        (bounds[:-1] - starts).astype(np.int32),
-        bounds - first_token,
-    )
+    bounds = np.arange(first_page, end_page + 1, dtype=np.int64)
+    bounds *= page_size
+    bounds -= first_token
+    first_slots = np.zeros(end_page - first_page, np.int32)
+    if num_tokens:
+        first_slots[0], bounds[0], bounds[-1] = -bounds[0], 0, num_tokens
+    return Runs(page_ids[first_page:end_page], first_slots, bounds)
 
 
 def run_chunks(token_indptr: np.ndarray, max_tokens: int):
@@ -68,12 +67,24 @@ def cache_bytes(config: ModelConfig, num_pages: int) -> int:
     return num_pages * (config.page_bytes + config.summary_bytes)
 
 
+def storable_tokens(keys, values, shape: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """Return keys and values as `as_storable` does, of one shape and dtype."""
+    keys = as_storable("keys", keys, shape)
+    values = as_storable("values", values, keys.shape)
+    if values.dtype != keys.dtype:  # no message is made where none is needed
+        raise ValueError(f"values: got {str(values.dtype)!r}, want dtype {keys.dtype}")
+    return keys, values
+
+
 def as_storable(name: str, array: np.ndarray, shape: tuple) -> np.ndarray:
     """Return tokens as a C-contiguous array of a storage dtype, or raise ValueError.
 
     `shape` may hold None where any size fits. float64 is rounded to float32.
     """
     array = np.asarray(array)
+    if array.dtype == np.float32 and array.flags.c_contiguous and array.shape[1:] == shape[1:]:
+        if shape[0] in (None, len(array)) and array.ndim == len(shape):
+            return array
     wanted = tuple("tokens" if n is None else n for n in shape)
     fits = len(array.shape) == len(shape) and all(
         want is None or got == want for got, want in zip(array.shape, shape, strict=True)

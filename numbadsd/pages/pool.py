@@ -4,6 +4,7 @@ import numpy as np
 
 from numbadsd.config import KV_DTYPES, check, check_integer
 from numbadsd.errors import IntegrityError, PageStateError, PoolExhausted, StorageUnavailable
+from numbadsd.kernels.cpu.tables import free_pages
 
 
 class PagePool:
@@ -50,7 +51,6 @@ class PagePool:
             self._values = np.zeros(shape, KV_DTYPES[kv_dtype])
         self._free = np.empty(self.capacity_pages, np.int32)
         self._is_allocated = np.empty(self.capacity_pages, bool)
-        self._places = np.empty(self.capacity_pages, np.int32)  # memory of free_many
         self.reset()
 
     def reset(self) -> None:
@@ -127,19 +127,13 @@ class PagePool:
     def free_many(self, page_ids: np.ndarray) -> None:
         """Give pages back, all or none; an id may stand in the list once."""
         given = np.asarray(page_ids)
-        if given.dtype.kind != "i" or ((given < 0) | (given >= self.capacity_pages)).any():
+        if given.dtype != np.int32:
             given = np.array([self._checked(page_id) for page_id in page_ids], np.int32)
-        page_ids = given
-        places = np.arange(page_ids.size, dtype=np.int32)
-        self._places[page_ids] = places  # of an id that is given twice, one place stays
-        is_again = self._places[page_ids] != places
-        if is_again.any():
-            raise PageStateError(f"page {page_ids[is_again].min()} is freed twice in one call")
-        for page_id in page_ids[~self._is_allocated[page_ids]]:
-            self._in_use(page_id)
-        self._free[self._num_free : self._num_free + page_ids.size] = page_ids
-        self._num_free += page_ids.size
-        self._is_allocated[page_ids] = False
+        wrong = free_pages(given, self._is_allocated, self._free, self._num_free)
+        if wrong >= 0:
+            self._in_use(page_ids[wrong])  # raises, unless it stands in the list before
+            raise PageStateError(f"page {page_ids[wrong]} is freed twice in one call")
+        self._num_free += given.size
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every page is exactly once free or allocated."""

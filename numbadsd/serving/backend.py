@@ -1,7 +1,7 @@
 """What executes a step: the port that the engine asks, and its implementation over a cache."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -9,37 +9,54 @@ import numpy as np
 from numbadsd.decode.path import DecodePath
 from numbadsd.decode.prefill import PromptAttention
 from numbadsd.pages.cache import PagedKvCache
+from numbadsd.pages.staging import TransferStats
 from numbadsd.serving.plan import Chunk
 from numbadsd.types import StageTimes
 
-MAX_PROMPT_TOKENS = 2048  # of a prompt that are made at a time
+MAX_PROMPT_TOKENS = 4096  # of a prompt that are made at a time
 
 
 @dataclass
 class DecodeTimes:
     """Where the time of decode steps went, summed over steps, in milliseconds."""
 
-    stages: dict[str, float] = field(default_factory=dict)
+    steps: list[StageTimes] = field(default_factory=list)
 
     def add(self, times: StageTimes) -> None:
         """Add one step's times."""
-        total = self.stages
-        for name in ("score_ms", "topk_ms", "gather_ms", "attend_ms", "kernel_ms"):
-            total[name] = total.get(name, 0.0) + getattr(times, name)
-        for name, value in times.overheads_ms.items():
-            total[f"{name}_ms"] = total.get(f"{name}_ms", 0.0) + value
+        self.steps.append(times)
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Milliseconds of each stage and overhead."""
+        total: dict[str, float] = {}
+        for times in self.steps:
+            for name in ("score_ms", "topk_ms", "gather_ms", "attend_ms", "kernel_ms"):
+                total[name] = total.get(name, 0.0) + getattr(times, name)
+            for name, value in times.overheads_ms.items():
+                total[f"{name}_ms"] = total.get(f"{name}_ms", 0.0) + value
+        return total
+
+
+class DevicePages(Protocol):
+    """What a backend asks of a `DevicePagePool`, whose module needs CUDA."""
+
+    stats: TransferStats
+    stream: object  # with synchronize()
 
 
 class Tokens(Protocol):
     """Where queries, keys and values of tokens come from (see `workload.payload`)."""
 
-    def queries(self, request_ids: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
-        """Fill out, [n, H, D] float32."""
-
-    def keys_values(
-        self, request_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, values: np.ndarray
+    def make(
+        self,
+        request_ids: np.ndarray,
+        positions: np.ndarray,
+        queries: np.ndarray,
+        keys: np.ndarray,
+        values: np.ndarray,
     ) -> None:
-        """Fill keys and values, [n, G, D] float32 each."""
+        """Fill queries [n, H, D], keys and values [n, G, D]; no rows: not wanted."""
 
 
 class Backend(Protocol):
@@ -87,7 +104,9 @@ class CacheBackend:
     gate_tokens : int
         Context from which `path` decodes; 0: all of them.
     on_outputs : callable, optional
-        Called with (request ids, outputs [n, H, D]) of each decode.
+        Called with (request ids, positions, outputs [n, H, D]) of each decode.
+    device_pool : DevicePages, optional
+        Pages on a GPU that follow the cache.
     """
 
     def __init__(
@@ -100,8 +119,11 @@ class CacheBackend:
         short_path: DecodePath | None = None,
         gate_tokens: int = 0,
         on_outputs: Callable | None = None,
+        device_pool: DevicePages | None = None,
     ):
         self.cache, self.times = cache, DecodeTimes()
+        self.device_pool = device_pool
+        self.admission_transfers = TransferStats()  # those of prompts
         self.gated_tokens = 0  # decoded by `short_path`
         self._path, self._short_path, self._gate_tokens = path, short_path, gate_tokens
         self._tokens, self._attention, self._on_outputs = tokens, attention, on_outputs
@@ -127,24 +149,41 @@ class CacheBackend:
         """Give a request its first pages."""
         self.cache.reserve_pages(request_id, num_pages)
 
+    @property
+    def transfers(self) -> TransferStats:
+        """What crossed between host and device until now; zeros without a device."""
+        return TransferStats() if self.device_pool is None else self.device_pool.stats
+
     def write_prompts(self, chunks: Sequence[Chunk], lap: Callable[[str], None]) -> None:
         """Put prompt tokens in their requests' pages."""
+        if self.device_pool is None:
+            return self._write_prompts(chunks, lap)
+        before = asdict(self.transfers)
+        self._write_prompts(chunks, lap)
+        self.device_pool.stream.synchronize()  # else the next decode would seem to take it
+        lap("admission")
+        for name, count in asdict(self.transfers).items():
+            so_far = getattr(self.admission_transfers, name)
+            setattr(self.admission_transfers, name, so_far + count - before[name])
+
+    def _write_prompts(self, chunks: Sequence[Chunk], lap: Callable[[str], None]) -> None:
         for chunk in chunks:
             end = chunk.start + chunk.count
             for first in range(chunk.start, end, MAX_PROMPT_TOKENS):
                 positions = np.arange(first, min(first + MAX_PROMPT_TOKENS, end))
-                _, keys, values = self._rows(positions.size)
+                queries, keys, values = self._rows(positions.size)
                 ids = np.full(positions.size, chunk.request_id, np.int64)
-                self._tokens.keys_values(ids, positions, keys, values)
+                self._tokens.make(ids, positions, queries[:0], keys, values)
                 lap("payload")
                 self._store_prompt(chunk.request_id, keys, values)
                 lap("admission")
 
+    def _step_rows(self, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return room for the tokens of a step: no keys and values where nobody asks for them."""
+        return self._rows(num_tokens)
+
     def _store_prompt(self, request_id: int, keys: np.ndarray, values: np.ndarray) -> None:
         self.cache.append_tokens(request_id, keys, values)
-
-    def _make_step(self, positions: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
-        self._tokens.keys_values(self._id_array, positions, keys, values)
 
     def _store_step(self, request_ids, keys: np.ndarray, values: np.ndarray) -> None:
         self.cache.append_step(request_ids, keys, values)
@@ -156,8 +195,8 @@ class CacheBackend:
         starts = np.array([chunk.start for chunk in chunks], np.int64)
         cu_seqlens = np.concatenate(([0], np.cumsum(counts)))
         positions = np.arange(ids.size) - np.repeat(cu_seqlens[:-1] - starts, counts)
-        queries, _, _ = self._rows(ids.size)
-        self._tokens.queries(ids, positions, queries)
+        queries, keys, values = self._rows(ids.size)
+        self._tokens.make(ids, positions, queries, keys[:0], values[:0])
         lap("payload")
         request_ids = [chunk.request_id for chunk in chunks]
         outputs = self._attention.attend(queries, cu_seqlens, starts, request_ids)
@@ -171,9 +210,8 @@ class CacheBackend:
         """Attend one token of each request to what is before it, and append it."""
         if request_ids is not self._ids:  # the same tuple while nobody joins or leaves
             self._ids, self._id_array = request_ids, np.array(request_ids, np.int64)
-        queries, keys, values = self._rows(len(request_ids))
-        self._tokens.queries(self._id_array, positions, queries)
-        self._make_step(positions, keys, values)
+        queries, keys, values = self._step_rows(len(request_ids))
+        self._tokens.make(self._id_array, positions, queries, keys, values)
         lap("payload")
         if self._gate_tokens and positions.min() < self._gate_tokens:
             self._decode_apart(queries, positions)

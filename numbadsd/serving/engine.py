@@ -1,7 +1,7 @@
 """Engine: asks the scheduler what to do, lets a backend do it, and keeps the time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from time import perf_counter_ns
 
 import numpy as np
@@ -13,31 +13,9 @@ from numbadsd.serving.metrics import ServingLog
 from numbadsd.serving.plan import Chunk, StepPlan
 from numbadsd.serving.request import Request
 from numbadsd.serving.scheduler import Scheduler
+from numbadsd.serving.stats import STAGES as STAGES
+from numbadsd.serving.stats import RunStats
 from numbadsd.serving.timeline import Timeline
-
-STAGES = (
-    "schedule", "release", "admission", "prefill", "payload", "decode", "append", "idle",
-)  # fmt: skip
-
-
-@dataclass
-class RunStats:
-    """What a run did; times in nanoseconds."""
-
-    total_ns: int = 0
-    stages_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
-    step_ns: list[int] = field(default_factory=list)  # of steps that decoded
-    num_steps: int = 0
-    generated_tokens: int = 0
-    prompt_tokens: int = 0  # prefilled, again after a preemption
-    active_steps: int = 0  # requests that decoded, summed over steps
-    page_steps: int = 0  # pages that requests held, summed over steps
-    not_started: int = 0  # requests that had not arrived when the run was stopped
-
-    @property
-    def other_ns(self) -> int:
-        """The loop's time outside all stages."""
-        return self.total_ns - sum(self.stages_ns.values())
 
 
 class Engine:
@@ -79,10 +57,17 @@ class Engine:
         self._requests: dict[int, Request] = {}
         self._prewritten: set[int] = set()
         self._unreleased: list[int] = []
+        self._prewritten_pages = self._unreleased_pages = 0  # which the budget does not count
         self._batch: tuple[int, ...] = ()
         self._positions = np.empty(0, np.int64)
-        self._stopped = False
+        self._offsets: dict[int, int] = {}  # position of a request's next token, less the step
+        self._num_stops = 0
         self._lap_ns = 0
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._num_stops > 0
 
     # ---- around a run
 
@@ -90,17 +75,22 @@ class Engine:
         """Write the prompts of all requests before the run; they hold their pages from now on."""
         for request in requests:
             pages = self.scheduler.budget.pages_for(request.total_tokens)
-            self.backend.reserve(request.request_id, pages)
             chunk = Chunk(request.request_id, 0, request.prompt_tokens, True)
-            self.backend.write_prompts([chunk], lambda stage: None)
             self._prewritten.add(request.request_id)
+            try:
+                self.backend.reserve(request.request_id, pages)
+                self.backend.write_prompts([chunk], lambda stage: None)
+            except Exception as error:
+                self.backend.release(tuple(self._prewritten))  # nothing is held then
+                raise EngineError(0, error, 0, len(requests)) from error
+            self._prewritten_pages += pages
 
     def stop(self) -> None:
-        """Finish what is active and start nothing more; called again, end that too."""
-        if self._stopped:
-            for request_id in self._requests:
-                self.cancel(request_id)
-        self._stopped = True
+        """Finish what is active and start nothing more; called again, end that too.
+
+        It only takes note, so that a signal handler may call it in the middle of anything.
+        """
+        self._num_stops += 1
 
     def cancel(self, request_id: int) -> bool:
         """End a request that has arrived; False when it has ended already."""
@@ -126,18 +116,17 @@ class Engine:
                 while arrived < len(requests) and requests[arrived].arrival <= now:
                     self._take(requests[arrived])
                     arrived += 1
-                if self._stopped:
+                if self._num_stops:
                     arrived = self._drop_the_rest(requests, arrived)
                 if self.scheduler.has_work:
                     self._step()
                 elif arrived < len(requests):
-                    self._lap("schedule")
-                    self.clock.wait_until(requests[arrived].arrival)
-                    self._lap("idle")
+                    self._wait_for(requests[arrived])
                 else:
                     break
         finally:
             self._release_late()
+            self.backend.release(tuple(self._prewritten))  # of those that were never started
             self.stats.total_ns = perf_counter_ns() - start_ns
         return self.stats
 
@@ -150,11 +139,18 @@ class Engine:
             self.log.on_reject(request.request_id, reason)
 
     def _drop_the_rest(self, requests: Sequence[Request], arrived: int) -> int:
-        """Cancel who waits; count who has not arrived."""
-        for request_id in self.scheduler.waiting_ids():
+        """Cancel who waits, after a second stop all; count who has not arrived."""
+        ending = self._requests if self._num_stops > 1 else self.scheduler.waiting_ids()
+        for request_id in ending:
             self.cancel(request_id)
         self.stats.not_started += len(requests) - arrived
         return len(requests)
+
+    def _wait_for(self, request: Request) -> None:
+        self._lap("schedule")
+        with suppress(InterruptedError):  # the clock's sleep was told of a stop
+            self.clock.wait_until(request.arrival)
+        self._lap("idle")
 
     # ---- a step
 
@@ -173,10 +169,13 @@ class Engine:
             self._do(plan, began_s)
         except Exception as error:
             self._fail(plan, error)
+        used_pages = self.scheduler.budget.used_pages
+        self._note_pages(plan, used_pages + self._prewritten_pages + self._unreleased_pages)
         finished = self.scheduler.complete(plan)
         self._lap("schedule")
         if self._lazy_release:
             self._unreleased += finished
+            self._unreleased_pages += used_pages - self.scheduler.budget.used_pages
         elif finished:
             self.backend.release(finished)
         self._lap("release")
@@ -206,8 +205,10 @@ class Engine:
     def _admit(self, plan: StepPlan) -> Sequence[Chunk]:
         """Make room for new requests; return the prompt tokens of this step."""
         for request_id in plan.admitted:
-            if request_id not in self._prewritten:
-                pages = self.scheduler.budget.held_pages(request_id)
+            pages = self.scheduler.budget.held_pages(request_id)
+            if request_id in self._prewritten:
+                self._prewritten_pages -= pages
+            else:
                 self.backend.reserve(request_id, pages)
         if plan.admitted:
             self._lap("admission")
@@ -229,12 +230,18 @@ class Engine:
                 self.backend.attend_prompts([chunk], self._lap)
 
     def _positions_of(self, batch: tuple[int, ...]) -> np.ndarray:
-        """Return the position of each request's next token, [B] int64."""
+        """Return the position of each request's next token, [B] int64.
+
+        Who decodes does so in every step: its position follows from the step in which it began.
+        """
+        step = self.stats.num_steps
         if batch is not self._batch:
+            known = self._offsets
+            for request_id in set(batch).difference(self._batch):
+                known[request_id] = self._tokens_so_far(request_id) - step
             self._batch = batch
-            self._positions = np.array(
-                [self._tokens_so_far(request_id) for request_id in batch], np.int64
-            )
+            offsets = np.fromiter(map(known.__getitem__, batch), np.int64, len(batch))
+            self._positions = offsets + step
         return self._positions
 
     def _tokens_so_far(self, request_id: int) -> int:
@@ -244,7 +251,7 @@ class Engine:
     def _release_late(self) -> None:
         if self._unreleased:
             self.backend.release(self._unreleased)
-            self._unreleased = []
+            self._unreleased, self._unreleased_pages = [], 0
 
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         """End all active requests, free what they held, and say what was lost."""
@@ -261,10 +268,15 @@ class Engine:
             self.scheduler.complete(late)
         raise EngineError(plan.number, error, len(failed), len(waiting)) from error
 
+    def _note_pages(self, plan: StepPlan, held_pages: int) -> None:
+        """Count the pages of a step, in which those who finish with it still hold theirs."""
+        self.stats.peak_pages = max(self.stats.peak_pages, held_pages)
+        if plan.decode:
+            self.stats.page_steps += held_pages
+
     def _note(self, plan: StepPlan, finished: tuple[int, ...], duration_ns: int) -> None:
         stats, time_s = self.stats, self.clock.time_s()
         stats.num_steps += 1
-        stats.page_steps += self.scheduler.budget.used_pages
         if plan.decode:
             stats.step_ns.append(duration_ns)
             stats.generated_tokens += len(plan.decode)

@@ -39,14 +39,13 @@ class DeviceBackend(CacheBackend):
         makes_steps: bool = False,
         **options,
     ):
-        super().__init__(pool.cache, path, tokens, attention, **options)
+        super().__init__(pool.cache, path, tokens, attention, device_pool=pool, **options)
         self.pool, self._seed = pool, seed
         self._makes_prompts, self._makes_steps = makes_prompts, makes_steps
 
-    def write_prompts(self, chunks: Sequence[Chunk], lap: Callable[[str], None]) -> None:
-        """Put prompt tokens in their requests' pages."""
+    def _write_prompts(self, chunks: Sequence[Chunk], lap: Callable[[str], None]) -> None:
         if not self._makes_prompts:
-            return super().write_prompts(chunks, lap)
+            return super()._write_prompts(chunks, lap)
         for chunk in chunks:
             self.pool.prefill_synthetic(chunk.request_id, chunk.count, self._seed)
         lap("admission")
@@ -54,9 +53,10 @@ class DeviceBackend(CacheBackend):
     def _store_prompt(self, request_id: int, keys: np.ndarray, values: np.ndarray) -> None:
         self.pool.upload_prompt(request_id, keys, values)
 
-    def _make_step(self, positions: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
-        if not self._makes_steps:
-            super()._make_step(positions, keys, values)
+    def _step_rows(self, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        queries, keys, values = super()._step_rows(num_tokens)
+        count = 0 if self._makes_steps else num_tokens
+        return queries, keys[:count], values[:count]
 
     def _store_step(self, request_ids, keys: np.ndarray, values: np.ndarray) -> None:
         if self._makes_steps:

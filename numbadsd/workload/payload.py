@@ -10,20 +10,21 @@ from typing import Protocol
 import numpy as np
 
 from numbadsd.config import ModelConfig
-from numbadsd.kernels.cpu.prefill import fill_uniform
-from numbadsd.kernels.shared import KEY, QUERY, VALUE
+from numbadsd.kernels.cpu.prefill import make_tokens
 
 
 class TokenSource(Protocol):
     """Where an engine gets its tokens from; position p of request r is row (r, p)."""
 
-    def queries(self, request_ids: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
-        """Fill out, [n, H, D] float32, with the queries of n tokens."""
-
-    def keys_values(
-        self, request_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, values: np.ndarray
+    def make(
+        self,
+        request_ids: np.ndarray,
+        positions: np.ndarray,
+        queries: np.ndarray,
+        keys: np.ndarray,
+        values: np.ndarray,
     ) -> None:
-        """Fill keys and values, [n, G, D] float32 each, of n tokens."""
+        """Fill queries [n, H, D], keys and values [n, G, D] of n tokens; no rows: not wanted."""
 
 
 class UniformTokens:
@@ -32,16 +33,16 @@ class UniformTokens:
     def __init__(self, seed: int):
         self.seed = seed
 
-    def queries(self, request_ids: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
-        """Fill out, [n, H, D] float32, with the queries of n tokens."""
-        fill_uniform(out, self.seed, request_ids, positions, QUERY)
-
-    def keys_values(
-        self, request_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, values: np.ndarray
+    def make(
+        self,
+        request_ids: np.ndarray,
+        positions: np.ndarray,
+        queries: np.ndarray,
+        keys: np.ndarray,
+        values: np.ndarray,
     ) -> None:
-        """Fill keys and values, [n, G, D] float32 each, of n tokens."""
-        fill_uniform(keys, self.seed, request_ids, positions, KEY)
-        fill_uniform(values, self.seed, request_ids, positions, VALUE)
+        """Fill queries [n, H, D], keys and values [n, G, D] of n tokens; no rows: not wanted."""
+        make_tokens(queries, keys, values, self.seed, request_ids, positions)
 
 
 class StoredTokens:
@@ -75,8 +76,7 @@ class StoredTokens:
         self._queries = np.empty((total, config.num_heads, *row), np.float32)
         self._keys = np.empty((total, config.num_kv_heads, *row), np.float32)
         self._values = np.empty_like(self._keys)
-        source.queries(ids, positions, self._queries)
-        source.keys_values(ids, positions, self._keys, self._values)
+        source.make(ids, positions, self._queries, self._keys, self._values)
 
     @staticmethod
     def num_bytes(config: ModelConfig, num_tokens: int) -> int:
@@ -90,21 +90,20 @@ class StoredTokens:
             return None
         return self._starts[request_ids] + steps
 
-    def queries(self, request_ids: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
-        """Fill out, [n, H, D] float32, with the queries of n tokens."""
-        places = self._places(request_ids, positions)
-        if places is None:
-            self._source.queries(request_ids, positions, out)
-        else:
-            np.take(self._queries, places, axis=0, out=out)
-
-    def keys_values(
-        self, request_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, values: np.ndarray
+    def make(
+        self,
+        request_ids: np.ndarray,
+        positions: np.ndarray,
+        queries: np.ndarray,
+        keys: np.ndarray,
+        values: np.ndarray,
     ) -> None:
-        """Fill keys and values, [n, G, D] float32 each, of n tokens."""
+        """Fill queries [n, H, D], keys and values [n, G, D] of n tokens; no rows: not wanted."""
         places = self._places(request_ids, positions)
         if places is None:
-            self._source.keys_values(request_ids, positions, keys, values)
-        else:
-            np.take(self._keys, places, axis=0, out=keys)
-            np.take(self._values, places, axis=0, out=values)
+            self._source.make(request_ids, positions, queries, keys, values)
+            return
+        stored = (self._queries, self._keys, self._values)
+        for array, out in zip(stored, (queries, keys, values), strict=True):
+            if len(out):
+                np.take(array, places, axis=0, out=out)

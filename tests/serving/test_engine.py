@@ -322,10 +322,7 @@ def test_a_request_that_is_cancelled_frees_its_pages(when, prefill, alone):
 
 
 def test_a_run_is_the_same_again():
-    logs = [
-        Setup(**(v := {"preempt": True, "num_pages": 11}), clock=VirtualClock(7.0)).run()
-        for _ in range(2)
-    ]
+    logs = [Setup(preempt=True, num_pages=11, clock=VirtualClock(7.0)).run() for _ in range(2)]
     first, second = (s.engine.log for s in logs)
     assert first.steps == second.steps and first.step_times == second.step_times
     assert first.admissions == second.admissions and first.finished == second.finished

@@ -143,7 +143,7 @@ def append_runs(
 ) -> None:
     """Store tokens in the slots of their pages and renew the summaries of these pages."""
     kv_heads, page_size, head_dim = keys.shape[1:]
-    check_array("new_keys", new_keys, (None, kv_heads, head_dim))
+    check_array("new_keys", new_keys, (len(new_keys), kv_heads, head_dim))
     check_array("new_values", new_values, new_keys.shape, new_keys.dtype)
     _append_runs(
         as_rows(new_keys), as_rows(new_values), (page_ids, first_slots, token_indptr),

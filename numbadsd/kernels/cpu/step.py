@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_num_threads
 
-from numbadsd.kernels.cpu.busy import timed
 from numbadsd.kernels.cpu.attend import Geometry, attend_kernel, make_geometry
+from numbadsd.kernels.cpu.busy import timed
 from numbadsd.kernels.cpu.clock import monotonic_ns
 from numbadsd.kernels.cpu.gather import select_rows_kernel
 from numbadsd.kernels.cpu.jit import kernel

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numbadsd.kernels.cpu.busy import timed
 from numbadsd.kernels.cpu.jit import kernel
 from numbadsd.kernels.words import check_array
 
@@ -86,7 +87,7 @@ def plan_step(
 
     The first is -1 when a row stands twice.
     """
-    return _plan_step_kernel(rows, table, page_size)
+    return _plan_step(rows, table, page_size)
 
 
 @kernel(parallel=False)
@@ -118,35 +119,31 @@ def grow_step(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Count one more token of each row; return its page [B] i32 and its slot [B] i32."""
     page_ids, slots = np.empty(rows.size, np.int32), np.empty(rows.size, np.int32)
-    _grow_step_kernel(rows, table, page_size, new_page_ids, page_ids, slots)
+    _grow_step(rows, table, page_size, new_page_ids, page_ids, slots)
     return page_ids, slots
 
 
 @kernel(parallel=False)
-def _count_pages_kernel(rows, row_tokens, page_size, page_indptr, last_page_tokens):
-    """Write where each row's pages begin in a CSR table, and the tokens of its last page."""
-    end = 0
+def _table_of_rows_kernel(rows, row_pages, row_tokens, page_size):
+    """Return the CSR table of the rows: it is as long as their tokens need.
+
+    Bytes     reads and writes 4 a page
+    """
+    page_indptr = np.empty(rows.size + 1, np.int32)
+    last_page_tokens = np.empty(rows.size, np.int32)
     page_indptr[0] = 0
     for i in range(rows.size):
         tokens = row_tokens[rows[i]]
         count = (tokens + page_size - 1) // page_size
-        end += count
-        page_indptr[i + 1] = end
+        page_indptr[i + 1] = page_indptr[i] + count
         last_page_tokens[i] = tokens - max(0, count - 1) * page_size
-    return end
-
-
-@kernel(parallel=False)
-def _pack_pages_kernel(rows, row_pages, page_indptr, page_ids):
-    """Copy each row's pages to their place in a CSR table.
-
-    Bytes     reads and writes 4 a page
-    """
+    page_ids = np.empty(page_indptr[rows.size], np.int32)
     for i in range(rows.size):
         source = row_pages[rows[i]]
         target = page_ids[page_indptr[i] : page_indptr[i + 1]]
         for page in range(target.size):
             target[page] = source[page]
+    return page_indptr, page_ids, last_page_tokens
 
 
 def table_of_rows(
@@ -159,14 +156,42 @@ def table_of_rows(
 
     A row may stand in the batch more than once.
     """
-    check_array("row_pages", row_pages, (None, None), np.int32)
+    check_array("row_pages", row_pages, (len(row_pages), row_pages.shape[1]), np.int32)
     check_array("row_tokens", row_tokens, row_pages.shape[:1], np.int64)
-    page_indptr = np.empty(rows.size + 1, np.int32)
-    last_page_tokens = np.empty(rows.size, np.int32)
-    num_pages = _count_pages_kernel(rows, row_tokens, page_size, page_indptr, last_page_tokens)
-    page_ids = np.empty(num_pages, np.int32)
-    _pack_pages_kernel(rows, row_pages, page_indptr, page_ids)
-    return page_indptr, page_ids, last_page_tokens
+    return _table_of_rows(rows, row_pages, row_tokens, page_size)
+
+
+@kernel(parallel=False)
+def _free_pages_kernel(page_ids, is_allocated, free, num_free):
+    """Put allocated pages on the free list, all of them or none.
+
+    Returns   the place of the first id that is no allocated page, -1 where all are
+    """
+    for i in range(page_ids.size):
+        page = page_ids[i]
+        if page < 0 or page >= is_allocated.size or not is_allocated[page]:
+            for done in range(i):
+                is_allocated[page_ids[done]] = True
+            return i
+        is_allocated[page] = False  # so that the same id again is found
+    for i in range(page_ids.size):
+        free[num_free + i] = page_ids[i]
+    return -1
+
+
+def free_pages(
+    page_ids: np.ndarray,  # [n] i32
+    is_allocated: np.ndarray,  # [N] bool
+    free: np.ndarray,  # [N] i32, a stack
+    num_free: int,
+) -> int:
+    """Put pages on the free list, all or none; return the place of the first wrong id, or -1."""
+    return _free_pages(page_ids, is_allocated, free, num_free)
+
+
+_free_pages = timed(_free_pages_kernel)
+_plan_step, _grow_step = timed(_plan_step_kernel), timed(_grow_step_kernel)
+_table_of_rows = timed(_table_of_rows_kernel)
 
 
 @kernel(parallel=False)
