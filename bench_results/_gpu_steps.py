@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic, perf_counter
 
+import _gpu_serving
 import _gpu_tools
 import _gpu_topk
 import click
@@ -274,7 +275,7 @@ STEPS = {
     step.__name__.replace("_", "-"): step
     for step in (
         _gpu_tools.versions, tests, kernels, reference, gqa, accuracy, torch, host, shapes,
-        _gpu_topk.topk, _gpu_topk.topk_tune,
+        _gpu_topk.topk, _gpu_serving.serving, _gpu_topk.topk_tune,
         _gpu_tools.sanitizer, _gpu_tools.profile, _gpu_tools.sanitizer_target,
         _gpu_tools.profile_target,
     )

@@ -12,6 +12,7 @@ folder holds, at most:
     decode.jsonl   the records of `dsd_bench`
     torch.jsonl    `versus_torch_gpu.py`
     topk.jsonl     the records of `dsd_topk_bench`
+    serving.jsonl  the records of `dsd_continuous_bench`
     topk_tuning.json  an entry for numbadsd/kernels/cuda/topk_tuning.json
 
 It needs numba, numba-cuda with NVVM and nvJitLink, cuda-bindings, numpy, ml_dtypes, click,
@@ -75,6 +76,7 @@ STEPS = (
     Step("torch", 120, 40, "torch's attention beside dense_gpu, same shapes, same process"),
     Step("host", 40, 15, "the host's share of a step"),
     Step("topk", 60, 25, "dsd_topk_bench at decode's rows and at long ones, torch.topk beside"),
+    Step("serving", 90, 40, "dsd_continuous_bench at the reference's load, all fast options"),
     Step("topk-tune", 30, 10, "which rows a warp, a block or several should select"),
     Step("sanitizer", 150, 40, "compute-sanitizer: memcheck and racecheck of a small decode"),
     Step("profile", 60, 25, "ncu: DRAM throughput and occupancy of each kernel of a step"),

@@ -98,8 +98,7 @@ def _number(name: str, default, text: str, *names: str, kind=int):
 @_number("--gate-tokens", 0, "Requests with less context attend to all of it.")
 @_choice("--backend", BACKENDS, "Where to decode; auto: a GPU where one is usable, else the CPU.")
 @_choice("--prefill", PREFILLS, "Attention of prompts: none; whole, in the step that admits them; "
-         "in chunks beside the decode; these chunks, of several prompts, in one pass. A GPU only "
-         "takes none.")  # fmt: skip
+         "in chunks beside the decode; these chunks, of several prompts, in one pass.")  # fmt: skip
 @_number("--prefill-chunk-tokens", 256, "Prompt tokens of a step, for all prompts (with chunked "
          "and packed).")  # fmt: skip
 @_choice("--admission", ADMISSIONS, "First come first served, or the shortest of those that wait.")

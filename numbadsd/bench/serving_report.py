@@ -113,9 +113,9 @@ def _time_table(results: dict, labels: list[str]) -> str:
         ])  # fmt: skip
     names = ["loop, ms", *(f"- {stage}" for stage in (*_STAGES, "other")), "before: prompts, ms",
              "before: payloads, ms", "mean step, ms", "mean batch", "tokens/s in the loop",
-             "tokens/s with what is before"]  # fmt: skip
+             "tokens/s, before included"]  # fmt: skip
     if "continuous_vs_serial_speedup" in results:
-        names += ["speed-up", "speed-up with what is before"]
+        names += ["speed-up", "speed-up, before included"]
         speedups = (
             "continuous_vs_serial_speedup",
             "continuous_vs_serial_speedup_including_admission",

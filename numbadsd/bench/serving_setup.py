@@ -37,12 +37,9 @@ def choose_backend(config: ContinuousBenchConfig) -> str:
     problem = why_unavailable() if config.backend != "cpu" else None
     if config.backend == "gpu" and problem is not None:
         raise CudaUnavailable(*problem)
-    backend = config.backend
-    if backend == "auto":
-        backend = "cpu" if SIMULATED or problem is not None else "gpu"
-    is_known = backend == "cpu" or config.prefill == "none"
-    check(is_known, "prefill", config.prefill, "none on a GPU, or --backend cpu")
-    return backend
+    if config.backend == "auto":
+        return "cpu" if SIMULATED or problem is not None else "gpu"
+    return config.backend
 
 
 def draw_requests(config: ContinuousBenchConfig) -> RequestList:
@@ -136,6 +133,7 @@ def _device_backend(
     config: ContinuousBenchConfig, num_pages: int, tokens, requests, on_outputs
 ) -> CacheBackend:
     # imported here: they need CUDA, which the CPU backend does without
+    from numbadsd.decode.gpu_prefill import GpuPromptAttention
     from numbadsd.pages.device import device_pool_of
     from numbadsd.serving.gpu_backend import DeviceBackend
 
@@ -152,11 +150,12 @@ def _device_backend(
     for path in paths[: 2 if config.gate_tokens else 1]:
         _record_steps(path, config.max_active_requests, requests)
     pool.stats.reset()
+    attention = GpuPromptAttention(pool, config.run_batch_output_mode != "no_outputs")
     gate = {"short_path": paths[-1], "gate_tokens": config.gate_tokens, "on_outputs": on_outputs}
     if on_host:
-        return CacheBackend(cache, paths[0], tokens, device_pool=pool, **gate)
+        return CacheBackend(cache, paths[0], tokens, attention, device_pool=pool, **gate)
     return DeviceBackend(
-        pool, paths[0], tokens, seed=config.seed,
+        pool, paths[0], tokens, attention, seed=config.seed,
         makes_prompts=config.admission_mode == "synthetic_gpu_prefill",
         makes_steps=bool(config.gpu_synthetic_decode_append), **gate,
     )  # fmt: skip

@@ -13,11 +13,11 @@ from numbadsd.kernels.cuda.runtime import why_unavailable
 
 FOLDER = Path(__file__).parents[2] / "bench_results"
 SCRIPT = FOLDER / "gpu_check.py"
-MOST_FILES = 6
-REHEARSED = ["versions", "reference", "gqa", "accuracy", "host", "topk", "topk-tune"]
+MOST_FILES = 7
+REHEARSED = ["versions", "reference", "gqa", "accuracy", "host", "topk", "serving", "topk-tune"]
 ALL_STEPS = [
     "versions", "tests", "kernels", "reference", "gqa", "accuracy", "torch", "host", "topk",
-    "topk-tune", "sanitizer", "profile", "shapes",
+    "serving", "topk-tune", "sanitizer", "profile", "shapes",
 ]  # fmt: skip
 
 # a step that tells something, starts a process, and then does as its name says
@@ -74,7 +74,8 @@ def test_the_steps_run_in_the_simulator(tmp_path):
     assert {name: step["status"] for name, step in steps.items()} == dict.fromkeys(REHEARSED, "ok")
     assert str(out) in ended.stdout and all(step["figure"] for step in steps.values())
     assert {file.name for file in out.iterdir()} == {
-        "log.txt", "summary.json", "decode.jsonl", "topk.jsonl", "topk_tuning.json",
+        "log.txt", "summary.json", "decode.jsonl", "topk.jsonl", "serving.jsonl",
+        "topk_tuning.json",
     }  # fmt: skip
     records = [json.loads(line) for line in (out / "decode.jsonl").read_text().splitlines()]
     assert [list(r["config"]["paths"])[-2:] for r in records] == [["dense_gpu", "sparse_gpu"]] * 3
@@ -83,6 +84,17 @@ def test_the_steps_run_in_the_simulator(tmp_path):
         "dense_gpu",
         "sparse_gpu",
     ] * 4
+    served = [json.loads(line) for line in (out / "serving.jsonl").read_text().splitlines()]
+    modes = [tuple(r["config"][n] for n in ("benchmark_mode", "preadmit_prompts")) for r in records]
+    assert modes == [
+        ("sparse", 1),
+        ("sparse", 0),
+        ("dense_gpu", 1),
+        ("dense_gpu", 0),
+        ("sparse", 1),
+    ]
+    assert {r["results"]["backend"] for r in records} == {"gpu"}
+    assert steps["serving"]["data"]["modes"][-1]["speedup"] > 0
     log = (out / "log.txt").read_text()
     assert log.count("==== ") == len(REHEARSED) and log.count("== Verdict ==") == len(records)
 

@@ -240,14 +240,15 @@ def test_payloads_count_as_memory():
         check_memory(config, 1, 10**12, "cpu")
 
 
-def test_auto_is_no_gpu_that_cannot_prefill(monkeypatch):
+def test_auto_is_a_gpu_where_one_is_usable_and_no_simulator(monkeypatch):
     monkeypatch.setattr("numbadsd.bench.serving_setup.why_unavailable", lambda: None)
     monkeypatch.setattr("numbadsd.bench.serving_setup.SIMULATED", False)
     assert choose_backend(replace(CONFIG, backend="auto")) == "gpu"
-    with pytest.raises(ValueError, match="--backend cpu"):
-        choose_backend(replace(CONFIG, backend="auto", prefill="packed"))
+    monkeypatch.setattr("numbadsd.bench.serving_setup.SIMULATED", True)
+    assert choose_backend(replace(CONFIG, backend="auto")) == "cpu"
+    assert choose_backend(replace(CONFIG, backend="gpu")) == "gpu"
     monkeypatch.setattr("numbadsd.bench.serving_setup.why_unavailable", lambda: ("no", "buy one"))
-    assert choose_backend(replace(CONFIG, backend="auto", prefill="packed")) == "cpu"
+    assert choose_backend(replace(CONFIG, backend="auto")) == "cpu"
     with pytest.raises(CudaUnavailable):
         choose_backend(replace(CONFIG, backend="gpu"))
 
@@ -376,7 +377,10 @@ GPU_MODES = {
     "preadmitted": {"admission_mode": 2, "preadmit_prompts": 1, "run_batch_timing_mode": 0},
     "dense": {"admission_mode": 1, "gpu_synthetic_decode_append": 1, "benchmark_mode": 1},
     "gate": {"gate_tokens": 8},
+    "packed": {"prefill": "packed", "prefill_chunk_tokens": 6, "admission_mode": 2},
+    "blocking": {"prefill": "blocking", "admission_mode": 0},
 }
+PROMPTS = {(0, position) for position in range(5)} | {(1, position) for position in range(9)}
 
 
 class Outputs(dict):
@@ -397,16 +401,18 @@ def test_gpu_modes_give_the_outputs_of_the_cpu(mode):
     _, run = figures_of(config, workload, on_outputs=ours)
     cpu = replace(config, backend="cpu", gpu_synthetic_decode_append=0)
     figures_of(cpu, workload, on_outputs=theirs)
-    assert ours.keys() == theirs.keys() == {(0, 5), (0, 6), (1, 9)}
+    attended = PROMPTS if config.prefill != "none" else set()
+    assert ours.keys() == theirs.keys() == {(0, 5), (0, 6), (1, 9)} | attended
     for place, output in ours.items():
         np.testing.assert_allclose(output, theirs[place], atol=1e-5, rtol=0)
     prompt_bytes = 14 * TOKEN_BYTES
     sent = run["admission_device_h2d_bytes"]
     assert run["device_h2d_bytes"] > sent > 0 and run["device_h2d_calls"] > 2
-    assert run["admission_device_h2d_calls"] == 2
     assert (sent > prompt_bytes) == (config.admission_mode != "synthetic_gpu_prefill")
-    # a copy back for each step, and for each path of a step where there is a gate
-    assert run["device_d2h_calls"] == (3 if config.gate_tokens else 2)
+    if config.prefill == "none":
+        # a copy for each prompt; one back for each step, and each path of it where there is a gate
+        assert run["admission_device_h2d_calls"] == 2
+        assert run["device_d2h_calls"] == (3 if config.gate_tokens else 2)
 
 
 def test_admission_transfers_are_those_of_prompts():
