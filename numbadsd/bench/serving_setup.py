@@ -26,7 +26,7 @@ from numbadsd.workload.arrivals import RequestList, reference_requests
 from numbadsd.workload.payload import StoredTokens, UniformTokens
 
 OWN_BYTES = 256 << 20  # interpreter, compiled code, scratch
-KEPT_SHAPES, FIRST_PAGES = 16, 8  # of a GPU path: steps that it keeps, the least it rounds up to
+KEPT_SHAPES, FIRST_PAGES = 32, 8  # of a GPU path: steps that it keeps, the least it rounds up to
 
 
 def choose_backend(config: ContinuousBenchConfig) -> str:

@@ -15,7 +15,7 @@ from numbadsd.types import DecodeResult
 
 MAX_HEAD_DIM = 256
 OUTPUT_MODES = ("none", "outputs", "debug")
-_KEPT_STEPS = 16  # shapes whose buffers and graphs are kept
+_KEPT_STEPS = 32  # shapes whose buffers and graphs are kept
 
 
 class _GpuPath:

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import struct
 import termios
 from functools import partial
@@ -20,7 +21,8 @@ from numbadsd.serving.stats import STAGES
 from tests.cli.continuous import NAME, ONE_THREAD, TINY, run_measured
 from tests.cli.process import assert_complains, run_here, run_script
 
-SAMPLES = Path(__file__).parents[1] / "workload" / "samples"
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "tests" / "workload" / "samples"
 NAMES = (
     "num_requests max_active_requests arrival_window min_prompt_tokens max_prompt_tokens "
     "min_decode_steps max_decode_steps seed num_heads head_dim page_size top_k_pages "
@@ -370,3 +372,38 @@ def test_a_timeline_has_the_steps_with_their_stages(run, tmp_path):
     steps = {event["args"]["step"] for event in events if event["ph"] == "X"}
     assert steps == set(range(int(lines["continuous_sparse_steps"])))
     assert {event["name"] for event in events if event["ph"] == "X"} <= set(STAGES)
+
+
+# ---- the README
+
+
+def readme_blocks(kind):
+    """Return the blocks of a kind in the section about this command."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"^## Continuous batching\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
+    return re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_and_print_what_it_shows():
+    lines = [line for block in readme_blocks("bash") for line in block.splitlines()]
+    outputs = []
+    for line in lines:
+        name, *arguments = shlex.split(line)
+        ended = run_script(name, *arguments, *ONE_THREAD, cwd=ROOT)
+        assert name == NAME and (ended.status, ended.stderr) == (0, "")
+        outputs.append(ended.stdout)
+    [shown] = readme_blocks("console")
+    titles = [re.findall(r"^(?:== .+ ==|[-\w/]+)", text, re.M) for text in (shown, outputs[0])]
+    assert titles[0] == titles[1] and "== Requests ==" in titles[0]
+    assert all("== Latency ==" in output for output in outputs[:2])
+    assert "continuous_sparse_total_ms=" in outputs[2]
+
+
+def test_the_readme_explains_keys_that_are_printed(run):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    keys = " ".join(run(*TINY)[0])
+    [*named] = re.findall(r"^\| (`[_s].+?) \|", text.split("## Continuous batching")[1], re.M)
+    for key in re.findall(r"`(\w+)`", " ".join(named)):
+        assert key in keys, key
+    assert len(named) >= 8
