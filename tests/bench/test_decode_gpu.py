@@ -38,7 +38,7 @@ GPU_ALONE = replace(ONCE, paths=GPU_PATHS)
 BEYOND_A_GPU = {
     "head_dim": dict(head_dim=512),
     "num_heads": dict(num_heads=17),
-    "top_k_pages": dict(top_k_pages=1025),
+    "top_k_pages": dict(top_k_pages=2049),
 }
 
 

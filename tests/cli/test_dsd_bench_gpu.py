@@ -23,7 +23,7 @@ TITLES = [
 BEYOND_A_GPU = {
     "head_dim": [*"2 1 10 10 7 1 0 2 272 4".split()],
     "num_heads": [*"2 1 10 10 7 1 0 17 16 4".split(), "--num-kv-heads", "1"],
-    "top_k_pages": [*"1025 1 10 10 7 1 0 2 16 4".split()],
+    "top_k_pages": [*"2049 1 10 10 7 1 0 2 16 4".split()],
 }
 
 
