@@ -29,6 +29,7 @@ from numbadsd.bench.serving_setup import (
 )
 from numbadsd.config import ContinuousBenchConfig
 from numbadsd.errors import CudaUnavailable, NumbadsdError
+from numbadsd.kernels.cpu.busy import BUSY
 from numbadsd.serving.engine import Engine
 from numbadsd.serving.request import Request
 from numbadsd.serving.timeline import Timeline
@@ -165,7 +166,7 @@ class _Bench:
         """Run the workload once."""
         gc.collect()  # the cache of the run before: a cache and its device pool know each other
         num_pages, error = pool_pages(config, self.requests, self.budget), None
-        prepared_ms = preadmit_ms = 0.0
+        prepared_ms, preadmit_ms, busy_ns = 0.0, 0.0, BUSY.ns
         start = perf_counter()
         tokens = make_tokens(config, self.requests)
         if config.precompute_decode_payloads:
@@ -180,11 +181,12 @@ class _Bench:
                     start = perf_counter()
                     engine.preadmit(self.requests)
                     preadmit_ms = (perf_counter() - start) * 1e3
+                busy_ns = BUSY.ns
                 engine.run(self.requests)
             except NumbadsdError as fault:  # what was done until then is a result
                 error = str(fault)
             self.stop.watch(None)
-        before = Before(prepared_ms, preadmit_ms)
+        before = Before(prepared_ms, preadmit_ms, busy_ns)
         serving = serving_figures(config, engine, self.slo)
         return Outcome(
             run_figures(config, engine, runner, before), serving,

@@ -7,6 +7,7 @@ import numpy as np
 
 from numbadsd.analysis.roofline import break_even_tokens, step_traffic
 from numbadsd.config import ContinuousBenchConfig
+from numbadsd.kernels.cpu.busy import BUSY
 from numbadsd.pages.staging import TransferStats
 from numbadsd.serving.backend import CacheBackend
 from numbadsd.serving.engine import Engine
@@ -22,10 +23,11 @@ KERNELS = ("score_ms", "topk_ms", "gather_ms", "attend_ms")
 
 
 class Before(NamedTuple):
-    """Milliseconds of what was done before the loop."""
+    """Milliseconds of what was done before the loop, and what kernels had run until then."""
 
     prepared_ms: float
     preadmit_ms: float
+    busy_ns: int
 
 
 def run_figures(
@@ -59,6 +61,7 @@ def run_figures(
         "loop_payload_ms": ms["payload"],
         "schedule_ms": ms["schedule"],
         "idle_ms": ms["idle"],
+        **_host_share(runner, total_ms - ms["idle"], before),
         "steps": stats.num_steps,
         "generated_tokens": stats.generated_tokens,
         "prefilled_tokens": stats.prompt_tokens,
@@ -66,6 +69,18 @@ def run_figures(
         "peak_pages": stats.peak_pages,
         **_kv_traffic(config, engine),
     }
+
+
+def _host_share(runner: CacheBackend, loop_ms: float, before: Before) -> dict:
+    """Return the time in which kernels ran, and the share of the loop in which none did.
+
+    On the CPU all compiled kernels of the loop; on a GPU those of decode, by their events.
+    """
+    if runner.device_pool is None:
+        kernels_ms = (BUSY.ns - before.busy_ns) / 1e6
+    else:  # NaN where no events were recorded
+        kernels_ms = runner.times.stages.get("kernel_ms", 0.0) or NAN
+    return {"kernels_ms": kernels_ms, "host_fraction": 1 - kernels_ms / loop_ms if loop_ms else NAN}
 
 
 def _rate(tokens: int, ms: float) -> float:

@@ -104,6 +104,7 @@ def _time_table(results: dict, labels: list[str]) -> str:
         parts["other"] = total - sum(parts.values())
         columns.append([
             f"{total:.1f}", *(f"{part:.1f} ({part / total:.0%})" for part in parts.values()),
+            f"{results[f'{label}_host_fraction']:.1%}",
             f"{results[f'{label}_prompt_preadmit_ms']:.1f}",
             f"{results[f'{label}_decode_payload_prep_ms']:.1f}",
             f"{results[f'{label}_avg_step_ms']:.3f}",
@@ -111,9 +112,9 @@ def _time_table(results: dict, labels: list[str]) -> str:
             f"{results[f'{label}_tokens_per_second']:,.0f}",
             f"{results[f'{label}_tokens_per_second_including_admission']:,.0f}",
         ])  # fmt: skip
-    names = ["loop, ms", *(f"- {stage}" for stage in (*_STAGES, "other")), "before: prompts, ms",
-             "before: payloads, ms", "mean step, ms", "mean batch", "tokens/s in the loop",
-             "tokens/s, before included"]  # fmt: skip
+    names = ["loop, ms", *(f"- {stage}" for stage in (*_STAGES, "other")), "outside of kernels",
+             "before: prompts, ms", "before: payloads, ms", "mean step, ms", "mean batch",
+             "tokens/s in the loop", "tokens/s, before included"]  # fmt: skip
     if "continuous_vs_serial_speedup" in results:
         names += ["speed-up", "speed-up, before included"]
         speedups = (

@@ -138,10 +138,11 @@ class CacheBackend:
 
     def _rows(self, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return room for queries, keys and values of so many tokens; kept from step to step."""
+        room = 1 << (num_tokens - 1).bit_length()  # not anew for every longer prompt
         if len(self._queries) < num_tokens:
-            self._queries = self._new_rows(num_tokens, self.cache.config.num_heads)
+            self._queries = self._new_rows(room, self.cache.config.num_heads)
         if len(self._keys) < num_tokens:
-            self._keys = self._new_rows(num_tokens, self.cache.config.num_kv_heads)
+            self._keys = self._new_rows(room, self.cache.config.num_kv_heads)
             self._values = np.empty_like(self._keys)
         return self._queries[:num_tokens], self._keys[:num_tokens], self._values[:num_tokens]
 

@@ -49,7 +49,8 @@ LABEL_KEYS = (
     "admission_device_h2d_large_calls"
 ).split()  # of the reference system, in its order
 OWN_KEYS = (
-    "tokens_per_second_including_admission prefill_ms loop_payload_ms schedule_ms idle_ms steps "
+    "tokens_per_second_including_admission prefill_ms loop_payload_ms schedule_ms idle_ms "
+    "kernels_ms host_fraction steps "
     "generated_tokens prefilled_tokens gated_tokens peak_pages kv_bytes_resident_per_step "
     "kv_bytes_read_per_step kv_bytes_read_dense_per_step"
 ).split()
