@@ -37,6 +37,9 @@ for prefill in blocking chunked packed; do
 done
 
 if [ -n "$azure" ]; then # 2,000 requests of a server's day, a small layer, a budget that is short
-    measure continuous dsd_continuous_bench 2000 32 0 64 64 16 16 7 2 16 16 8 \
-        --trace "$azure" --limit 2000 --prefill chunked --kv-budget 60000tok
+    results=$PWD
+    cd "$(dirname "$azure")" # the record names the file, not where it lies
+    dsd_continuous_bench 2000 32 0 64 64 16 16 7 2 16 16 8 --trace "$(basename "$azure")" \
+        --limit 2000 --prefill chunked --kv-budget 60000tok --json "$record" >/dev/null
+    cat "$record" >>"$results/bench_results/continuous/$device/$stamp.jsonl"
 fi

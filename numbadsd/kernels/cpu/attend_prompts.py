@@ -21,6 +21,7 @@ import numpy as np
 from numba import get_num_threads, prange
 
 from numbadsd.kernels import shared
+from numbadsd.kernels.cpu.busy import timed
 from numbadsd.kernels.cpu.jit import device, kernel
 from numbadsd.kernels.cpu.prompt_tiles import (
     LANES,
@@ -198,6 +199,9 @@ def _check_chunks(chunks: Chunks, num_tokens: int, page_size: int) -> None:
         raise ValueError(f"page_indptr: got {got}, want at least {needed[chunk]}")
 
 
+_attend_blocks = timed(_attend_blocks_kernel)
+
+
 def attend_prompts(
     queries: np.ndarray,  # [n, H, D] f32, chunk after chunk
     cu_seqlens: np.ndarray,  # [C + 1] i32
@@ -231,7 +235,7 @@ def attend_prompts(
     _check_chunks(chunks, num_tokens, shape.page_size)
     if num_tokens == 0:
         return
-    _attend_blocks_kernel(
+    _attend_blocks(
         as_rows(queries), as_rows(keys), as_rows(values), chunks, shape,
         _block_indptr(cu_seqlens, num_heads // num_kv_heads), get_num_threads(),
         np.float32(sm_scale), outputs.reshape(-1, head_dim), lse.reshape(-1),
