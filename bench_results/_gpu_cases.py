@@ -16,7 +16,6 @@ from numbadsd.config import DecodeBenchConfig
 SEED = 7
 GPU_PATHS = ("dense_gpu", "sparse_gpu")
 ALL_PATHS = ("dense_cpu", "sparse_cpu", *GPU_PATHS)
-_DSD_BENCH = "from numbadsd.cli.dsd_bench import main; main()"  # its script may not be on PATH
 
 
 @dataclass(frozen=True)
@@ -141,14 +140,20 @@ class Run:
             return status, log.read().decode(errors="replace")
 
     def bench(self, case: Case) -> dict | None:
-        """Return the record of a `dsd_bench`, appended to those of this folder; None without."""
+        """Return the record of a `dsd_bench` of a case."""
+        return self.record("dsd_bench", case.arguments(), "decode.jsonl")
+
+    def record(self, command: str, arguments: list[object], records_file: str) -> dict | None:
+        """Return the record of a command, appended to those of this folder; None without."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "record.json"
-            self.call(sys.executable, "-c", _DSD_BENCH, *case.arguments(), "--json", file)
+            # its script may not be on PATH
+            run = f"from numbadsd.cli.{command} import main; main()"
+            self.call(sys.executable, "-c", run, *arguments, "--json", file)
             if not file.exists():
                 return None
             record = json.loads(file.read_text())
         record["environment"]["commit"] = record["environment"]["commit"] or self.commit
-        with (self.out / "decode.jsonl").open("a") as records:
+        with (self.out / records_file).open("a") as records:
             records.write(json.dumps(record) + "\n")
         return record

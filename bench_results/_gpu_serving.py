@@ -1,10 +1,6 @@
 """The serving step of `gpu_check.py`: continuous batching on the device, sparse and dense."""
 
-import json
-import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from _gpu_cases import SEED, Run
 from tabulate import tabulate
@@ -13,7 +9,6 @@ from tabulate import tabulate
 LOAD = (128, 32, 64, 1024, 4096, 16, 64, SEED, 32, 128, 16, 8)
 _TINY = (3, 2, 1, 5, 9, 1, 2, SEED, 2, 16, 4, 1)
 ASKED = {"loop": 200_000, "overall": 10_000}  # tokens/s of an H200: sparse, prompts written before
-_BENCH = "from numbadsd.cli.dsd_continuous_bench import main; main()"
 
 
 @dataclass(frozen=True)
@@ -83,15 +78,6 @@ def _row(mode: Mode, results: dict) -> dict:
 
 
 def _bench(run: Run, mode: Mode) -> dict | None:
-    """Return the record of a run, appended to those of this folder; None without."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "record.json"
-        load = _TINY if run.tiny else LOAD
-        run.call(sys.executable, "-c", _BENCH, *load, *mode.arguments(), "--json", file)
-        if not file.exists():
-            return None
-        record = json.loads(file.read_text())
-    record["environment"]["commit"] = record["environment"]["commit"] or run.commit
-    with (run.out / "serving.jsonl").open("a") as records:
-        records.write(json.dumps(record) + "\n")
-    return record
+    """Return the record of a run; None without."""
+    load = _TINY if run.tiny else LOAD
+    return run.record("dsd_continuous_bench", [*load, *mode.arguments()], "serving.jsonl")

@@ -1,10 +1,7 @@
 """The top-k steps of `gpu_check.py`: what it takes, and which rows should go which way."""
 
 import json
-import sys
-import tempfile
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 from _gpu_cases import SEED, Run
@@ -22,7 +19,6 @@ CASES = (
     (1024, 1024, 64, None),
 )  # fmt: skip
 _TINY = ((3, 40, 4, None),)
-_BENCH = "from numbadsd.cli.dsd_topk_bench import main; main()"
 
 WARP_LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 PART_LENGTHS = (4096, 8192, 16384)
@@ -54,21 +50,10 @@ def topk(run: Run) -> None:
 
 
 def _bench(run: Run, rows: int, length: int, k: int) -> dict | None:
-    """Return the record of a `dsd_topk_bench`, appended to those of this folder; None without."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "record.json"
-        size = [rows, length, k, SEED, *((1, 0) if run.tiny else (20, 3))]
-        options = ["--device", "gpu", "--json", file]
-        if run.tiny:
-            options += ["--lengths", "uniform", "--values", "normal"]
-        run.call(sys.executable, "-c", _BENCH, *size, *options)
-        if not file.exists():
-            return None
-        record = json.loads(file.read_text())
-    record["environment"]["commit"] = record["environment"]["commit"] or run.commit
-    with (run.out / "topk.jsonl").open("a") as records:
-        records.write(json.dumps(record) + "\n")
-    return record
+    """Return the record of a `dsd_topk_bench`; None without."""
+    size = [rows, length, k, SEED, *((1, 0) if run.tiny else (20, 3))]
+    cases = ["--lengths", "uniform", "--values", "normal"] if run.tiny else []
+    return run.record("dsd_topk_bench", [*size, "--device", "gpu", *cases], "topk.jsonl")
 
 
 def topk_tune(run: Run) -> None:

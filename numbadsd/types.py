@@ -1,7 +1,7 @@
 """Values that cross layers: page tables, decode results, times."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -84,3 +84,17 @@ class DecodeResult:
     stages: StageTimes
     scores: np.ndarray | None = None
     on_device: dict[str, object] | None = None
+
+
+class TokenSource(Protocol):
+    """Where an engine gets its tokens from; position p of request r is row (r, p)."""
+
+    def make(
+        self,
+        request_ids: np.ndarray,
+        positions: np.ndarray,
+        queries: np.ndarray,
+        keys: np.ndarray,
+        values: np.ndarray,
+    ) -> None:
+        """Fill queries [n, H, D], keys and values [n, G, D] of n tokens; no rows: not wanted."""

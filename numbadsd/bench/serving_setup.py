@@ -15,13 +15,14 @@ from numbadsd.kernels.cuda.runtime import get_driver, why_unavailable
 from numbadsd.kernels.cuda.switch import SIMULATED
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.layout import cache_bytes, pages_for
-from numbadsd.serving.backend import CacheBackend, Tokens
+from numbadsd.serving.backend import CacheBackend
 from numbadsd.serving.budget import parse_kv_budget
 from numbadsd.serving.clock import Clock, StepClock, VirtualClock, WallClock
 from numbadsd.serving.engine import Engine
 from numbadsd.serving.plan import SchedulerConfig
 from numbadsd.serving.request import Request
 from numbadsd.serving.scheduler import Scheduler
+from numbadsd.types import TokenSource
 from numbadsd.workload.arrivals import RequestList, reference_requests
 from numbadsd.workload.payload import StoredTokens, UniformTokens
 
@@ -98,7 +99,7 @@ def check_memory(config: ContinuousBenchConfig, num_pages: int, num_tokens: int,
     check(needed <= available, name, getattr(config, name), want)
 
 
-def make_tokens(config: ContinuousBenchConfig, requests: Sequence[Request]) -> Tokens:
+def make_tokens(config: ContinuousBenchConfig, requests: Sequence[Request]) -> TokenSource:
     """Return where tokens come from: made in the loop, or before it."""
     tokens = UniformTokens(config.seed)
     if not config.precompute_decode_payloads:
@@ -111,7 +112,7 @@ def make_backend(
     config: ContinuousBenchConfig,
     backend: str,
     num_pages: int,
-    tokens: Tokens,
+    tokens: TokenSource,
     requests: Sequence[Request],
     on_outputs: Callable | None = None,
 ) -> CacheBackend:

@@ -11,7 +11,7 @@ from numbadsd.decode.prefill import PromptAttention
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.staging import TransferStats
 from numbadsd.serving.plan import Chunk
-from numbadsd.types import StageTimes
+from numbadsd.types import StageTimes, TokenSource
 
 MAX_PROMPT_TOKENS = 4096  # of a prompt that are made at a time
 
@@ -43,20 +43,6 @@ class DevicePages(Protocol):
 
     stats: TransferStats
     stream: object  # with synchronize()
-
-
-class Tokens(Protocol):
-    """Where queries, keys and values of tokens come from (see `workload.payload`)."""
-
-    def make(
-        self,
-        request_ids: np.ndarray,
-        positions: np.ndarray,
-        queries: np.ndarray,
-        keys: np.ndarray,
-        values: np.ndarray,
-    ) -> None:
-        """Fill queries [n, H, D], keys and values [n, G, D]; no rows: not wanted."""
 
 
 class Backend(Protocol):
@@ -95,7 +81,7 @@ class CacheBackend:
         With storage.
     path : DecodePath
         Decodes the batch.
-    tokens : Tokens
+    tokens : TokenSource
         What the model would say.
     attention : PromptAttention, optional
         Needed for `attend_prompts`.
@@ -113,7 +99,7 @@ class CacheBackend:
         self,
         cache: PagedKvCache,
         path: DecodePath,
-        tokens: Tokens,
+        tokens: TokenSource,
         attention: PromptAttention | None = None,
         *,
         short_path: DecodePath | None = None,

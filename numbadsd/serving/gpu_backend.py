@@ -6,8 +6,9 @@ import numpy as np
 
 from numbadsd.decode.path import DecodePath
 from numbadsd.pages.device import DevicePagePool
-from numbadsd.serving.backend import CacheBackend, Tokens
+from numbadsd.serving.backend import CacheBackend
 from numbadsd.serving.plan import Chunk
+from numbadsd.types import TokenSource
 
 
 class DeviceBackend(CacheBackend):
@@ -19,7 +20,7 @@ class DeviceBackend(CacheBackend):
         Where tokens are written.
     path : DecodePath
         Of the GPU.
-    tokens : Tokens
+    tokens : TokenSource
         What the model would say.
     seed : int
         Of tokens that are made on the device: those of `tokens`.
@@ -31,7 +32,7 @@ class DeviceBackend(CacheBackend):
         self,
         pool: DevicePagePool,
         path: DecodePath,
-        tokens: Tokens,
+        tokens: TokenSource,
         attention=None,
         *,
         seed: int = 0,

@@ -5,26 +5,12 @@ chunks or preemptions can change the data.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 from numbadsd.config import ModelConfig
 from numbadsd.kernels.cpu.prefill import make_tokens
-
-
-class TokenSource(Protocol):
-    """Where an engine gets its tokens from; position p of request r is row (r, p)."""
-
-    def make(
-        self,
-        request_ids: np.ndarray,
-        positions: np.ndarray,
-        queries: np.ndarray,
-        keys: np.ndarray,
-        values: np.ndarray,
-    ) -> None:
-        """Fill queries [n, H, D], keys and values [n, G, D] of n tokens; no rows: not wanted."""
+from numbadsd.types import TokenSource
 
 
 class UniformTokens:
