@@ -11,6 +11,7 @@ from numbadsd.bench.record import SCHEMA_VERSION, environment
 from numbadsd.bench.serving_figures import (
     NAN,
     Before,
+    bus_gbps,
     run_figures,
     serving_figures,
     sparse_cheaper_token_fraction,
@@ -147,6 +148,7 @@ class _Bench:
         label = f"continuous_{'sparse' if config.is_sparse else 'dense_' + self.backend}"
         together = self._run(config, label, timeline, on_outputs)
         results = {"backend": self.backend, "kv_budget_pages": self.budget}
+        results |= bus_gbps() if self.backend == "gpu" else {}
         results[f"{label}_available"] = 1
         results["total_generated_tokens"] = together.figures["generated_tokens"]
         results |= {f"{label}_{name}": value for name, value in together.figures.items()}

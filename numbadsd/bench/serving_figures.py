@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numbadsd.analysis.devices import CopyProbe, measure_transfer_gbps
 from numbadsd.analysis.roofline import break_even_tokens, step_traffic
 from numbadsd.config import ContinuousBenchConfig
 from numbadsd.kernels.cpu.busy import BUSY
@@ -143,6 +144,12 @@ def _kv_traffic(config: ContinuousBenchConfig, engine: Engine) -> dict:
         "kv_bytes_read_per_step": read_bytes / steps,
         "kv_bytes_read_dense_per_step": step_traffic(model, contexts)["dense"].num_bytes / steps,
     }
+
+
+def bus_gbps() -> dict:
+    """Return the bandwidths of a GPU, measured: of copies on it, and to and from the host."""
+    transfers = {f"measured_{way}_gbps": gbps for way, gbps in measure_transfer_gbps().items()}
+    return {"measured_copy_gbps": CopyProbe().measure_gbps(), **transfers}
 
 
 def sparse_cheaper_token_fraction(config: ContinuousBenchConfig, engine: Engine) -> float:
