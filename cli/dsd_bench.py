@@ -12,6 +12,7 @@ from numbadsd.bench.decode import run_decode_bench
 from numbadsd.bench.record import write_record
 from numbadsd.bench.report import render_report
 from numbadsd.cli._arguments import (
+    choice_option,
     json_option,
     positional,
     positional_help,
@@ -45,27 +46,17 @@ def _parse_paths(ctx, param, value: str | None) -> tuple[str, ...] | None:
     return tuple(name for name in PATHS if name in names)
 
 
-def _values(enum) -> list[str]:
-    return [item.value for item in enum]
-
-
-def _choice(name: str, values, text: str):
-    """Return an option with a fixed set of values, the first of which is the default."""
-    values = list(values)
-    return click.option(
-        name, type=click.Choice(values), default=values[0], show_default=True, help=text
-    )
-
-
 @click.command("dsd_bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @positional(DecodeBenchConfig, LAST_POSITIONAL)
 @click.option("--num-kv-heads", type=int, help="Heads of K and V [num_heads].")
-@_choice("--kv-dtype", KV_DTYPES, "Storage of K, V and summaries; arithmetic is float32.")
-@_choice("--summary", _values(Summary), "What a page is scored by.")
-@_choice("--share", _values(Share), "Which heads share one selection.")
+@choice_option("--kv-dtype", KV_DTYPES, "Storage of K, V and summaries; arithmetic is float32.")
+@choice_option("--summary", Summary, "What a page is scored by.")
+@choice_option("--share", Share, "Which heads share one selection.")
 @click.option("--sink-pages", "num_sink_pages", default=0, help="First pages always kept [0].")
 @click.option("--recent-pages", "num_recent_pages", default=0, help="Last pages always kept [0].")
-@_choice("--data", DATA_KINDS, "Random, or with sinks, topics and needles as real caches have.")
+@choice_option(
+    "--data", DATA_KINDS, "Random, or with sinks, topics and needles as real caches have."
+)
 @click.option("--kv-file", type=click.Path(path_type=Path), help="Captured q, k, v (.npz).")
 @click.option("--layer", type=int, help="Layer of the capture [the lowest].")
 @click.option("--paths", callback=_parse_paths, help=f"Some of {', '.join(PATHS)} [all].")

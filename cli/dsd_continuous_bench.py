@@ -15,6 +15,7 @@ from numbadsd.bench.serving import StopSwitch, Timeline, run_continuous_bench
 from numbadsd.bench.serving_inputs import TRACE_FORMATS, load_requests, parse_goodput, poisson
 from numbadsd.bench.serving_report import render_lines, render_report
 from numbadsd.cli._arguments import (
+    choice_option,
     json_option,
     positional,
     positional_help,
@@ -70,14 +71,6 @@ backend fails, what was done until then is printed and written, and the status i
 """
 
 
-def _choice(name: str, values, text: str):
-    """Return an option with a fixed set of values, the first of which is the default."""
-    values = [getattr(value, "value", value) for value in values]
-    return click.option(
-        name, type=click.Choice(values), default=values[0], show_default=True, help=text
-    )
-
-
 def _number(name: str, default, text: str, *names: str, kind=int):
     """Return an option that takes a number; None where the text says what it is then."""
     return click.option(
@@ -90,18 +83,26 @@ def _number(name: str, default, text: str, *names: str, kind=int):
 )
 @positional(ContinuousBenchConfig, LAST_POSITIONAL, dict.fromkeys(MODES, str))
 @_number("--num-kv-heads", None, "Heads of K and V  [default: num_heads]")
-@_choice("--kv-dtype", KV_DTYPES, "Storage of K, V and summaries; arithmetic is float32.")
-@_choice("--summary", Summary, "What a page is scored by.")
-@_choice("--share", Share, "Which heads share one selection.")
+@choice_option("--kv-dtype", KV_DTYPES, "Storage of K, V and summaries; arithmetic is float32.")
+@choice_option("--summary", Summary, "What a page is scored by.")
+@choice_option("--share", Share, "Which heads share one selection.")
 @_number("--sink-pages", 0, "First pages always selected.", "num_sink_pages")
 @_number("--recent-pages", 0, "Last pages always selected.", "num_recent_pages")
 @_number("--gate-tokens", 0, "Requests with less context attend to all of it.")
-@_choice("--backend", BACKENDS, "Where to decode; auto: a GPU where one is usable, else the CPU.")
-@_choice("--prefill", PREFILLS, "Attention of prompts: none; whole, in the step that admits them; "
-         "in chunks beside the decode; these chunks, of several prompts, in one pass.")  # fmt: skip
+@choice_option(
+    "--backend", BACKENDS, "Where to decode; auto: a GPU where one is usable, else the CPU."
+)
+@choice_option(
+    "--prefill",
+    PREFILLS,
+    "Attention of prompts: none; whole, in the step that admits them; in chunks beside the decode; "
+    "these chunks, of several prompts, in one pass.",
+)
 @_number("--prefill-chunk-tokens", 256, "Prompt tokens of a step, for all prompts (with chunked "
          "and packed).")  # fmt: skip
-@_choice("--admission", ADMISSIONS, "First come first served, or the shortest of those that wait.")
+@choice_option(
+    "--admission", ADMISSIONS, "First come first served, or the shortest of those that wait."
+)
 @click.option("--preempt", is_flag=True, help="Take pages as requests grow; when there are none, "
               "the youngest starts anew. Otherwise all pages are taken at admission.")  # fmt: skip
 @click.option("--kv-budget", default="auto", show_default=True, help="Memory of all pages: "
@@ -118,11 +119,13 @@ def _number(name: str, default, text: str, *names: str, kind=int):
 @_number("--burstiness", 1.0, "With --request-rate: shape of the gamma distribution of gaps; 1 is "
          "Poisson, less is burstier.", kind=float)  # fmt: skip
 @click.option("--trace", type=click.Path(path_type=Path), help="Arrivals and lengths of a file.")
-@_choice("--trace-format", TRACE_FORMATS, "What --trace is; auto goes by its first line.")
+@choice_option("--trace-format", TRACE_FORMATS, "What --trace is; auto goes by its first line.")
 @_number("--limit", None, "Requests to take from --trace, the first ones  [default: all]")
 @_number("--time-scale", 1.0, "Factor of the gaps in --trace; 0: all at once.", kind=float)
 @_number("--max-context", None, "Longest prompt with its new tokens in --trace  [default: any]")
-@_choice("--over", ("drop", "clip"), "What happens to longer ones: left out, or a shorter prompt.")
+@choice_option(
+    "--over", ("drop", "clip"), "What happens to longer ones: left out, or a shorter prompt."
+)
 @_number("--jitter", 0.0, "Each arrival in --trace is up to so many seconds later.", "jitter_s",
          kind=float)  # fmt: skip
 @click.option(

@@ -11,7 +11,7 @@ NEG_INF = np.float32(-np.inf)
 
 # exp(x) = 2^n * exp(r), n = round(x / ln 2), r = x - n ln 2 in two steps (Cody & Waite 1980), so
 # that r keeps float32 accuracy. Polynomial of exp on |r| <= ln(2)/2: Cephes expf (Moshier).
-_LOG2_E = np.float32(1.4426950408889634)
+LOG2_E = np.float32(1.4426950408889634)
 _MINUS_LN2_HIGH = np.float32(-0.693359375)
 _MINUS_LN2_LOW = np.float32(2.12194440e-4)
 _ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves round(x) in the low bits
@@ -55,7 +55,7 @@ def make_exp_nonpositive(lift, fma, two_to, at_least, zero_below):
         """Return exp(x) for x <= 0: 0 below -87 and at -inf, NaN at NaN, exactly 1 at 0."""
         low = lift(_EXP_LOWEST)
         clamped = at_least(x, low)
-        shifted = fma(clamped, lift(_LOG2_E), lift(_ROUND))
+        shifted = fma(clamped, lift(LOG2_E), lift(_ROUND))
         n = shifted + lift(_MINUS_ROUND)
         r = fma(n, lift(_MINUS_LN2_HIGH), clamped)
         r = fma(n, lift(_MINUS_LN2_LOW), r)
@@ -135,7 +135,6 @@ def most_splits(max_pages, page_size):
 
 _SIGN_BIT = np.uint32(0x80000000)
 _ALL_BITS = np.uint32(0xFFFFFFFF)
-FORCED_KEY = _ALL_BITS  # above the key of +inf
 
 
 def ordered_key(score):

@@ -13,7 +13,6 @@ from numbadsd.serving.metrics import ServingLog
 from numbadsd.serving.plan import Chunk, StepPlan
 from numbadsd.serving.request import Request
 from numbadsd.serving.scheduler import Scheduler
-from numbadsd.serving.stats import STAGES as STAGES
 from numbadsd.serving.stats import RunStats
 from numbadsd.serving.timeline import Timeline
 
@@ -24,13 +23,11 @@ class Engine:
     Parameters
     ----------
     scheduler : Scheduler
-        With no requests yet.
+        With no requests yet; where it plans no prefill, prompts are written without attending.
     backend : Backend
         Does what the scheduler plans.
     clock : Clock
         What arrivals are compared with.
-    prefill : {"none", "blocking", "chunked", "packed"}
-        As the scheduler's; "none" writes prompts without attending.
     lazy_release : bool
         Free the pages of finished requests when the next one is admitted, or at the end.
     timeline : Timeline, optional

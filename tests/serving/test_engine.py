@@ -12,10 +12,11 @@ from numbadsd.errors import EngineError
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.serving.backend import CacheBackend
 from numbadsd.serving.clock import StepClock, VirtualClock
-from numbadsd.serving.engine import STAGES, Engine
+from numbadsd.serving.engine import Engine
 from numbadsd.serving.plan import SchedulerConfig
 from numbadsd.serving.request import Request, State
 from numbadsd.serving.scheduler import Scheduler
+from numbadsd.serving.stats import STAGES
 from numbadsd.serving.timeline import Timeline
 from numbadsd.workload.payload import StoredTokens, UniformTokens
 

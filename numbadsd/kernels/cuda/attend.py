@@ -18,7 +18,6 @@ from numbadsd.kernels.cuda.merge_splits import MergeSpec, merge_splits_kernel
 
 MAX_TILE_HEADS = 16
 _NO_SELECTION = -1
-_LOG2_E = np.float32(1.4426950408889634)
 
 
 def workspace_sizes(batch: int, num_heads: int, head_dim: int, max_splits: int) -> tuple[int, int]:
@@ -83,7 +82,7 @@ def attend_pages(
         attend_splits_kernel(spec), batch * tiles * max_splits, queries, keys, values, page_indptr,
         page_ids, last_page_tokens, page_ids if selected is None else selected, sums, softmax,
         units, tiles // units, group // tile_heads, num_kv_heads, max_selected, max_splits,
-        np.float32(np.float32(sm_scale) * _LOG2_E),
+        np.float32(np.float32(sm_scale) * shared.LOG2_E),
     )  # fmt: skip
     stream.launch(
         merge_splits_kernel(MergeSpec(head_dim, page_size, tile_heads)), batch * num_heads,

@@ -14,11 +14,11 @@ The launch depends on the numbers of tokens and chunks only, so that a graph can
 
 import numpy as np
 
+from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.launch import DeviceArray, check_array, check_stored
 from numbadsd.kernels.cuda.prompt_rows import attend_prompts_kernel
 from numbadsd.kernels.cuda.prompt_tiles import PromptSpec, first_block
 
-_LOG2_E = np.float32(1.4426950408889634)
 _POSITIONS = {np.dtype(np.int32): "i32", np.dtype(np.int64): "i64"}
 
 
@@ -62,5 +62,5 @@ def attend_prompts(
     stream.launch(
         attend_prompts_kernel(spec), num_blocks * num_kv_heads, queries, cu_seqlens,
         first_positions, keys, values, page_indptr, page_ids, outputs, lse, num_chunks,
-        num_kv_heads, num_blocks, np.float32(np.float32(sm_scale) * _LOG2_E),
+        num_kv_heads, num_blocks, np.float32(np.float32(sm_scale) * shared.LOG2_E),
     )  # fmt: skip
