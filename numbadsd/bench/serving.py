@@ -170,7 +170,7 @@ class _Bench:
         num_pages, error = pool_pages(config, self.requests, self.budget), None
         prepared_ms, preadmit_ms, busy_ns = 0.0, 0.0, BUSY.ns
         start = perf_counter()
-        tokens = make_tokens(config, self.requests)
+        tokens = make_tokens(config, self.requests, self.backend)
         if config.precompute_decode_payloads:
             prepared_ms = (perf_counter() - start) * 1e3
         runner = make_backend(config, self.backend, num_pages, tokens, self.requests, on_outputs)

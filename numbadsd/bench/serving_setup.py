@@ -92,20 +92,29 @@ def check_memory(config: ContinuousBenchConfig, num_pages: int, num_tokens: int,
     if backend == "cpu" or config.admission_mode == "cpu_cache":
         page_bytes = cache_bytes(model, num_pages)
     if config.precompute_decode_payloads:
-        payload_bytes = StoredTokens.num_bytes(model, num_tokens)
+        payload_bytes = StoredTokens.num_bytes(model, num_tokens, _queries_only(config, backend))
     needed, available = OWN_BYTES + page_bytes + payload_bytes, psutil.virtual_memory().available
     name = "kv_budget" if page_bytes > payload_bytes else "precompute_decode_payloads"
     want = f"a run that fits in memory: it needs {needed:,} bytes of {available:,} available"
     check(needed <= available, name, getattr(config, name), want)
 
 
-def make_tokens(config: ContinuousBenchConfig, requests: Sequence[Request]) -> TokenSource:
+def make_tokens(
+    config: ContinuousBenchConfig, requests: Sequence[Request], backend: str
+) -> TokenSource:
     """Return where tokens come from: made in the loop, or before it."""
     tokens = UniformTokens(config.seed)
     if not config.precompute_decode_payloads:
         return tokens
     prompts = [request.prompt_tokens for request in requests]
-    return StoredTokens(tokens, config.model, prompts, [r.new_tokens for r in requests])
+    counts = [request.new_tokens for request in requests]
+    queries_only = _queries_only(config, backend)
+    return StoredTokens(tokens, config.model, prompts, counts, queries_only)
+
+
+def _queries_only(config: ContinuousBenchConfig, backend: str) -> bool:
+    """Whether a device makes the keys and values that decode appends."""
+    return backend == "gpu" and bool(config.gpu_synthetic_decode_append)
 
 
 def make_backend(
@@ -237,5 +246,5 @@ def warm_up(config: ContinuousBenchConfig, backend: str) -> None:
     )  # fmt: skip
     requests = [Request(0, 0, 2, 2), Request(1, 0, 2 * config.page_size + 1, 2)]
     num_pages = 4 + 2 * len(requests)
-    runner = make_backend(tiny, backend, num_pages, make_tokens(tiny, requests), requests)
+    runner = make_backend(tiny, backend, num_pages, make_tokens(tiny, requests, backend), requests)
     make_engine(tiny, runner, num_pages).run(requests)

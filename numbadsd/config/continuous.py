@@ -109,8 +109,6 @@ class ContinuousBenchConfig:
         excluded = (
             (makes_steps and self.admission_mode == "cpu_cache", "gpu_synthetic_decode_append",
              "0 with admission_mode cpu_cache, whose tokens are the host's"),
-            (makes_steps and self.precompute_decode_payloads, "gpu_synthetic_decode_append",
-             "0 with precompute_decode_payloads: one or the other makes them"),
             (self.preadmit_prompts and self.prefill != "none",
              "preadmit_prompts", "0 with --prefill: prompts are attended to in the loop"),
             (self.preadmit_prompts and self.preempt,

@@ -42,6 +42,8 @@ class StoredTokens:
         Their shape.
     first_positions, counts : sequence of int
         Request i decodes the tokens at positions [first_positions[i], + counts[i]).
+    queries_only : bool
+        Whether keys and values are never asked for: a device makes them.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class StoredTokens:
         config: ModelConfig,
         first_positions: Sequence[int],
         counts: Sequence[int],
+        queries_only: bool = False,
     ):
         self._source = source
         self._first = np.asarray(first_positions, np.int64)
@@ -60,14 +63,16 @@ class StoredTokens:
         positions = np.arange(total) - np.repeat(self._starts - self._first, self._counts)
         row = (config.head_dim,)
         self._queries = np.empty((total, config.num_heads, *row), np.float32)
-        self._keys = np.empty((total, config.num_kv_heads, *row), np.float32)
+        num_kept = 0 if queries_only else total
+        self._keys = np.empty((num_kept, config.num_kv_heads, *row), np.float32)
         self._values = np.empty_like(self._keys)
         source.make(ids, positions, self._queries, self._keys, self._values)
 
     @staticmethod
-    def num_bytes(config: ModelConfig, num_tokens: int) -> int:
+    def num_bytes(config: ModelConfig, num_tokens: int, queries_only: bool = False) -> int:
         """Return the memory that so many tokens take."""
-        return 4 * num_tokens * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        heads = config.num_heads + (0 if queries_only else 2 * config.num_kv_heads)
+        return 4 * num_tokens * heads * config.head_dim
 
     def _places(self, request_ids: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
         """Return where tokens are stored; None when they are not."""
@@ -86,7 +91,8 @@ class StoredTokens:
     ) -> None:
         """Fill queries [n, H, D], keys and values [n, G, D] of n tokens; no rows: not wanted."""
         places = self._places(request_ids, positions)
-        if places is None:
+        asks_for_more = len(keys) and not len(self._keys)
+        if places is None or asks_for_more:
             self._source.make(request_ids, positions, queries, keys, values)
             return
         stored = (self._queries, self._keys, self._values)

@@ -375,6 +375,7 @@ GPU_MODES = {
     "synthetic prompts": {"admission_mode": 2},
     "all synthetic": {"admission_mode": 2, "gpu_synthetic_decode_append": 1, "lazy_release": 1},
     "preadmitted": {"admission_mode": 2, "preadmit_prompts": 1, "run_batch_timing_mode": 0},
+    "stored queries": {"precompute_decode_payloads": 1, "gpu_synthetic_decode_append": 1},
     "dense": {"admission_mode": 1, "gpu_synthetic_decode_append": 1, "benchmark_mode": 1},
     "gate": {"gate_tokens": 8},
     "packed": {"prefill": "packed", "prefill_chunk_tokens": 6, "admission_mode": 2},

@@ -229,7 +229,6 @@ def test_an_argument_that_means_nothing_is_refused_by_name(refused, name, value)
         (with_argument("admission_mode", 3), ["admission_mode: got", "0 or cpu_cache"]),
         (with_argument("benchmark_mode", "dense"), ["benchmark_mode", "1 or dense_gpu"]),
         ([*TINY, "0", "0", "0", "1"], ["gpu_synthetic_decode_append: got 1", "cpu_cache"]),
-        ([*TINY, "1", "0", "1", "1"], ["gpu_synthetic_decode_append", "precompute"]),
         ([*TINY, "1", "1", "--prefill", "packed"], ["preadmit_prompts: got 1", "--prefill"]),
         ([*TINY, "1", "1", "--preempt"], ["preadmit_prompts: got 1", "--preempt"]),
         ([*TINY, "1", "0", "0", "0", "1", "--preempt"], ["lazy_release: got 1", "--preempt"]),

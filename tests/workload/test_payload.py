@@ -61,6 +61,16 @@ def test_stored_tokens_are_made_once_and_before(none):
     assert StoredTokens.num_bytes(CONFIG, 7) == 7 * 8 * 16 * 4
 
 
+@pytest.mark.parametrize("none", [{}, {"queries": 0}, {"keys": 0}])
+def test_stored_queries_come_with_keys_and_values_that_are_made_when_asked_for(none):
+    source = Counted(SEED)
+    stored = StoredTokens(source, CONFIG, [5, 4, 8], [2, 3, 2], queries_only=True)
+    check(stored, room(4, **none))
+    assert source.calls == (1 if none == {"keys": 0} else 2)
+    assert StoredTokens.num_bytes(CONFIG, 7, queries_only=True) == 7 * 4 * 16 * 4
+    assert StoredTokens.num_bytes(CONFIG, 7) == 2 * 7 * 4 * 16 * 4
+
+
 def test_tokens_that_are_not_stored_come_from_the_source():
     source = Counted(SEED)
     stored = StoredTokens(source, CONFIG, first_positions=[5, 4, 20], counts=[2, 3, 2])
