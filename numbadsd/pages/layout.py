@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numbadsd.config import KV_DTYPES, ModelConfig, Summary
+from numbadsd.kernels.cpu.tables import list_runs
 
 
 class Runs(NamedTuple):
@@ -33,15 +34,7 @@ def runs_of(page_ids: np.ndarray, first_token: int, num_tokens: int, page_size: 
 
     `page_ids` are the request's pages in logical order, [pages] int32.
     """
-    first_page = first_token // page_size
-    end_page = pages_for(first_token + num_tokens, page_size)
-    bounds = np.arange(first_page, end_page + 1, dtype=np.int64)
-    bounds *= page_size
-    bounds -= first_token
-    first_slots = np.zeros(end_page - first_page, np.int32)
-    if num_tokens:
-        first_slots[0], bounds[0], bounds[-1] = -bounds[0], 0, num_tokens
-    return Runs(page_ids[first_page:end_page], first_slots, bounds)
+    return Runs(*list_runs(page_ids, first_token, num_tokens, page_size))
 
 
 def run_chunks(token_indptr: np.ndarray, max_tokens: int):

@@ -4,7 +4,7 @@ import numpy as np
 
 from numbadsd.config import KV_DTYPES, check, check_integer
 from numbadsd.errors import IntegrityError, PageStateError, PoolExhausted, StorageUnavailable
-from numbadsd.kernels.cpu.tables import free_pages
+from numbadsd.kernels.cpu.free_list import free_pages, take_pages
 
 
 class PagePool:
@@ -108,9 +108,8 @@ class PagePool:
     def allocate_many(self, num_pages: int) -> np.ndarray:
         """Take pages, all or none; returns their ids ascending, [num_pages] int32."""
         num_pages = self.check_free(num_pages)
+        page_ids = take_pages(num_pages, self._is_allocated, self._free, self._num_free)
         self._num_free -= num_pages
-        page_ids = np.sort(self._free[self._num_free : self._num_free + num_pages])
-        self._is_allocated[page_ids] = True
         return page_ids
 
     def check_free(self, num_pages: int) -> int:

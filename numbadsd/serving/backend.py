@@ -115,6 +115,7 @@ class CacheBackend:
         self._tokens, self._attention, self._on_outputs = tokens, attention, on_outputs
         self._ids: tuple[int, ...] = ()
         self._id_array = np.empty(0, np.int64)
+        self._places, self._owners = np.arange(0), np.empty(MAX_PROMPT_TOKENS, np.int64)
         self._queries = self._new_rows(0, cache.config.num_heads)
         self._keys = self._new_rows(0, cache.config.num_kv_heads)
         self._values = self._keys
@@ -157,13 +158,21 @@ class CacheBackend:
         for chunk in chunks:
             end = chunk.start + chunk.count
             for first in range(chunk.start, end, MAX_PROMPT_TOKENS):
-                positions = np.arange(first, min(first + MAX_PROMPT_TOKENS, end))
+                ids, positions = self._prompt_names(chunk.request_id, first, end)
                 queries, keys, values = self._rows(positions.size)
-                ids = np.full(positions.size, chunk.request_id, np.int64)
                 self._tokens.make(ids, positions, queries[:0], keys, values)
                 lap("payload")
                 self._store_prompt(chunk.request_id, keys, values)
                 lap("admission")
+
+    def _prompt_names(self, request_id: int, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the request and the position of each token, as far as one call takes them."""
+        if end > self._places.size:  # kept: most prompts begin at 0
+            self._places = np.arange(1 << (end - 1).bit_length())
+        positions = self._places[first : min(first + MAX_PROMPT_TOKENS, end)]
+        ids = self._owners[: positions.size]
+        ids.fill(request_id)
+        return ids, positions
 
     def _step_rows(self, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return room for the tokens of a step: no keys and values where nobody asks for them."""

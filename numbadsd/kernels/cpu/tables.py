@@ -162,34 +162,39 @@ def table_of_rows(
 
 
 @kernel(parallel=False)
-def _free_pages_kernel(page_ids, is_allocated, free, num_free):
-    """Put allocated pages on the free list, all of them or none.
+def _list_runs_kernel(page_ids, first_token, num_tokens, page_size):
+    """List the parts of an append, one for each page that it writes."""
+    first_page = first_token // page_size
+    end_page = (first_token + num_tokens + page_size - 1) // page_size
+    num_runs = end_page - first_page if num_tokens else 0
+    run_pages, first_slots = np.empty(num_runs, np.int32), np.zeros(num_runs, np.int32)
+    token_indptr = np.empty(num_runs + 1, np.int64)
+    for run in range(num_runs):
+        run_pages[run] = page_ids[first_page + run]
+        token_indptr[run] = max(0, (first_page + run) * page_size - first_token)
+    token_indptr[num_runs] = num_tokens
+    if num_runs:
+        first_slots[0] = first_token - first_page * page_size
+    return run_pages, first_slots, token_indptr
 
-    Returns   the place of the first id that is no allocated page, -1 where all are
+
+def list_runs(
+    page_ids: np.ndarray,  # [P] i32, those of a request in logical order
+    first_token: int,
+    num_tokens: int,
+    page_size: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (page_ids [R] i32, first_slots [R] i32, token_indptr [R + 1] i64) of an append.
+
+    Run r stores the new tokens token_indptr[r] .. token_indptr[r + 1] in its page, from its first
+    slot on.
     """
-    for i in range(page_ids.size):
-        page = page_ids[i]
-        if page < 0 or page >= is_allocated.size or not is_allocated[page]:
-            for done in range(i):
-                is_allocated[page_ids[done]] = True
-            return i
-        is_allocated[page] = False  # so that the same id again is found
-    for i in range(page_ids.size):
-        free[num_free + i] = page_ids[i]
-    return -1
+    num_pages = -(-(first_token + num_tokens) // page_size)
+    check_array("page_ids", page_ids, (max(num_pages, len(page_ids)),), np.int32)
+    return _list_runs(page_ids, first_token, num_tokens, page_size)
 
 
-def free_pages(
-    page_ids: np.ndarray,  # [n] i32
-    is_allocated: np.ndarray,  # [N] bool
-    free: np.ndarray,  # [N] i32, a stack
-    num_free: int,
-) -> int:
-    """Put pages on the free list, all or none; return the place of the first wrong id, or -1."""
-    return _free_pages(page_ids, is_allocated, free, num_free)
-
-
-_free_pages = timed(_free_pages_kernel)
+_list_runs = timed(_list_runs_kernel)
 _plan_step, _grow_step = timed(_plan_step_kernel), timed(_grow_step_kernel)
 _table_of_rows = timed(_table_of_rows_kernel)
 

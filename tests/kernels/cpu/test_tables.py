@@ -8,6 +8,7 @@ from numbadsd.kernels.cpu.tables import (
     PageRows,
     grow_step,
     list_changes,
+    list_runs,
     mark_known,
     plan_step,
     table_of_rows,
@@ -29,6 +30,29 @@ def some_rows(page_size, reserved=0):
     """Return rows of 0, 1, T - 1, T, T + 1, 2 T and 3 T tokens."""
     T = page_size
     return page_rows([0, 1, T - 1, T, T + 1, 2 * T, 3 * T], reserved, T)
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 16])
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 15, 16, 17, 33])
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 40])
+def test_runs_put_every_token_in_its_slot(first, count, page_size):
+    page_ids = np.random.default_rng(1).permutation(100).astype(np.int32)
+    run_pages, first_slots, token_indptr = list_runs(page_ids, first, count, page_size)
+    assert token_indptr[0] == 0 and token_indptr[-1] == count
+    places = [
+        (int(page), int(slot) + i)
+        for page, slot, start, end in zip(
+            run_pages, first_slots, token_indptr[:-1], token_indptr[1:], strict=True
+        )
+        for i in range(end - start)
+    ]
+    tokens = range(first, first + count)
+    assert places == [(int(page_ids[t // page_size]), t % page_size) for t in tokens]
+
+
+def test_runs_need_a_page_for_every_token():
+    with pytest.raises(ValueError, match="page_ids: got shape"):
+        list_runs(np.arange(2, dtype=np.int32), 20, 13, 16)
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 16])
