@@ -35,11 +35,11 @@ def positional_help(config_class, last: str) -> str:
     return "\n".join(f"  {field.name:<{width}}{field.default}" for field in chosen)
 
 
-def choice_option(name: str, values, text: str):
+def choice_option(name: str, values, text: str, *variable: str):
     """Return an option with a fixed set of values, the first of which is the default."""
     names = [getattr(value, "value", value) for value in values]
     return click.option(
-        name, type=click.Choice(names), default=names[0], show_default=True, help=text
+        name, *variable, type=click.Choice(names), default=names[0], show_default=True, help=text
     )
 
 

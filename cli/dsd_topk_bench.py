@@ -9,7 +9,13 @@ import click
 from numbadsd.bench.record import write_record
 from numbadsd.bench.topk import run_topk_bench
 from numbadsd.bench.topk_report import render_topk
-from numbadsd.cli._arguments import json_option, positional, positional_help, threads_option
+from numbadsd.cli._arguments import (
+    choice_option,
+    json_option,
+    positional,
+    positional_help,
+    threads_option,
+)
 from numbadsd.cli._output import check_json_file
 from numbadsd.cli._run import run_command
 from numbadsd.config import (
@@ -54,28 +60,9 @@ def _list_of(known: tuple[str, ...]):
     "dsd_topk_bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @positional(TopkBenchConfig, LAST_POSITIONAL)
-@click.option(
-    "--device",
-    type=click.Choice(TOPK_DEVICES),
-    default="auto",
-    show_default=True,
-    help="auto: the GPU where one is usable.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(list(KV_DTYPES)),
-    default="float32",
-    show_default=True,
-    help="Of the scores.",
-)
-@click.option(
-    "--sorted",
-    "order",
-    type=click.Choice(TOPK_ORDERS),
-    default="position",
-    show_default=True,
-    help="What the selected come out by.",
-)
+@choice_option("--device", TOPK_DEVICES, "auto: the GPU where one is usable.")
+@choice_option("--dtype", KV_DTYPES, "Of the scores.")
+@choice_option("--sorted", TOPK_ORDERS, "What the selected come out by.", "order")
 @click.option(
     "--lengths", callback=_list_of(TOPK_LENGTHS), help=f"Some of {', '.join(TOPK_LENGTHS)} [all]."
 )

@@ -81,6 +81,23 @@ def assert_complains(ended, *words, status=2, name="dsd_bench"):
         assert str(word) in ended.stderr
 
 
+def refuser(monkeypatch, capsys, command, *work):
+    """Return a function that runs arguments which must be refused before any of `work` starts."""
+
+    def start(*arguments, **options):
+        raise AssertionError("work was started")
+
+    for name in work:
+        monkeypatch.setattr(name, start)
+
+    def run_refused(*arguments, words=()):
+        ended = run_here(command, arguments, capsys)
+        assert_complains(ended, *words, name=command.name)
+        return ended.stderr
+
+    return run_refused
+
+
 def read_record(path):
     """Return the record in a file, which must be one line of JSON."""
     text = Path(path).read_text(encoding="utf-8")

@@ -4,12 +4,11 @@ import os
 import re
 
 import pytest
-from click.testing import CliRunner
 
 from numbadsd.cli.dsd_bench import command
 from numbadsd.kernels.cuda import sim_driver
 from numbadsd.kernels.cuda.launch import DeviceError
-from tests.cli.process import NO_GPU, TINY, assert_complains, read_record, run_here, run_script
+from tests.cli.process import NO_GPU, TINY, assert_complains, run_here, run_script
 
 GPU_ONLY = ["--paths", "dense_gpu,sparse_gpu"]
 ALL_PATHS = ["--paths", "dense_cpu,sparse_cpu,dense_gpu,sparse_gpu"]
@@ -25,19 +24,6 @@ BEYOND_A_GPU = {
     "num_heads": [*"2 1 10 10 7 1 0 17 16 4".split(), "--num-kv-heads", "1"],
     "top_k_pages": [*"2049 1 10 10 7 1 0 2 16 4".split()],
 }
-
-
-@pytest.fixture
-def invoke(tmp_path, num_threads):
-    """Return a function that runs the command with --json; gives its output and its record."""
-
-    def run(*arguments):
-        path = tmp_path / "record.json"
-        result = CliRunner().invoke(command, [*map(str, arguments), "--json", str(path)])
-        assert result.exit_code == 0, result.output
-        return result.output, read_record(path)
-
-    return run
 
 
 def section_of(output, title):

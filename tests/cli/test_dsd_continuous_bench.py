@@ -19,7 +19,7 @@ from numbadsd.cli.dsd_continuous_bench import command
 from numbadsd.config import MODES, ContinuousBenchConfig
 from numbadsd.serving.stats import STAGES
 from tests.cli.continuous import NAME, ONE_THREAD, TINY, run_measured
-from tests.cli.process import assert_complains, run_here, run_script
+from tests.cli.process import refuser, run_here, run_script
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "workload" / "samples"
@@ -73,19 +73,8 @@ def run(capsys, tmp_path, num_threads):
 @pytest.fixture
 def refused(monkeypatch, capsys, num_threads):
     """Return a function that runs arguments which must be refused before any work."""
-
-    def work(*arguments):
-        raise AssertionError("work was started")
-
-    for name in ("warm_up", "make_backend"):
-        monkeypatch.setattr(f"numbadsd.bench.serving.{name}", work)
-
-    def run_refused(*arguments, words=()):
-        ended = run_here(command, arguments, capsys)
-        assert_complains(ended, *words, name=NAME)
-        return ended.stderr
-
-    return run_refused
+    work = ("numbadsd.bench.serving.warm_up", "numbadsd.bench.serving.make_backend")
+    return refuser(monkeypatch, capsys, command, *work)
 
 
 def with_argument(name, value):

@@ -20,6 +20,7 @@ from tests.cli.process import (
     Ended,
     assert_complains,
     read_record,
+    refuser,
     run_here,
     run_script,
     run_script_into_closed_pipe,
@@ -59,19 +60,8 @@ def run(tmp_path, capsys, num_threads):
 @pytest.fixture
 def refused(monkeypatch, capsys, num_threads):
     """Return a function that runs arguments which must be refused before any work."""
-
-    def work(*arguments):
-        raise AssertionError("work was started")
-
-    for name in ("make_case", "Memory"):
-        monkeypatch.setattr(f"numbadsd.bench.topk.{name}", work)
-
-    def run_refused(*arguments, words=()):
-        ended = run_here(command, arguments, capsys)
-        assert_complains(ended, *words, name=NAME)
-        return ended.stderr
-
-    return run_refused
+    work = ("numbadsd.bench.topk.make_case", "numbadsd.bench.topk.Memory")
+    return refuser(monkeypatch, capsys, command, *work)
 
 
 def with_argument(name, value):

@@ -7,11 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from numbadsd.cli.dsd_bench import command
 from tests import oracle
-from tests.cli.process import Ended, assert_complains, read_record, run_here, run_script
+from tests.cli.process import Ended, assert_complains, run_here, run_script
 
 K, PAGE_SIZE = 4, 4
 SINK_PAGES = RECENT_PAGES = 1
@@ -39,19 +38,6 @@ def save(tmp_path):
         return path
 
     return write
-
-
-@pytest.fixture
-def invoke(tmp_path, num_threads):
-    """Return a function that runs the command with --json; gives its output and its record."""
-
-    def run(*arguments):
-        path = tmp_path / "record.json"
-        result = CliRunner().invoke(command, [*map(str, arguments), "--json", str(path)])
-        assert result.exit_code == 0, result.output
-        return result.output, read_record(path)
-
-    return run
 
 
 def shaped_as(arrays, page_size=PAGE_SIZE):
