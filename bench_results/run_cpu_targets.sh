@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures what the CPU paths have to reach and writes the records, one JSON line per run.
-#   bench_results/run_cpu_targets.sh DEVICE        (an idle machine, the commit in place, dsd_bench on PATH)
+#   bench_results/run_cpu_targets.sh DEVICE        (an idle machine, the commit in place, python and dsd_bench on PATH)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 device=${1:?usage: $0 DEVICE}
@@ -27,3 +27,14 @@ measure 64 4 32768 32768 7 15 2 32 128 16 --num-kv-heads 8 --kv-dtype float16 \
     --summary minmax --share kv_head --sink-pages 1 --recent-pages 2 --data structured
 measure                                                                 # the defaults
 echo "$out"
+
+if python -c "import torch" 2>/dev/null; then # the same shapes beside torch's attention
+    out=bench_results/versus_torch/$device/$stamp.jsonl
+    mkdir -p "$(dirname "$out")"
+    measure 8 4 8192 8192 7 15 2 32 128 16 --paths dense_cpu --versus torch
+    measure 8 4 8192 8192 7 15 2 32 128 16 --paths dense_cpu --versus torch --kv-dtype bfloat16
+    measure 8 4 8192 8192 7 15 2 32 128 16 --paths dense_cpu --versus torch --num-kv-heads 8
+    measure 8 1 32768 32768 7 15 2 32 128 16 --paths dense_cpu --versus torch
+    measure 8 16 1024 4096 7 15 2 32 128 16 --paths dense_cpu --versus torch # contexts of any length
+    echo "$out"
+fi

@@ -22,6 +22,8 @@ from numbadsd.cli._arguments import (
 from numbadsd.cli._output import check_json_file
 from numbadsd.cli._run import run_command
 from numbadsd.config import DATA_KINDS, KV_DTYPES, DecodeBenchConfig, Share, Summary
+from numbadsd.config.decode import CONTENDERS
+from numbadsd.integration.sdpa import find_attention
 
 LAST_POSITIONAL = "page_size"
 HELP = f"""Decode one batch by every path and say whether sparsity pays.
@@ -60,6 +62,11 @@ def _parse_paths(ctx, param, value: str | None) -> tuple[str, ...] | None:
 @click.option("--kv-file", type=click.Path(path_type=Path), help="Captured q, k, v (.npz).")
 @click.option("--layer", type=int, help="Layer of the capture [the lowest].")
 @click.option("--paths", callback=_parse_paths, help=f"Some of {', '.join(PATHS)} [all].")
+@click.option(
+    "--versus",
+    type=click.Choice(CONTENDERS),
+    help="Also measure torch's scaled_dot_product_attention, on the same numbers.",
+)
 @click.option("--fused/--staged", default=True, help="Attend in place, or gather a copy first.")
 @seed_option
 @threads_option
@@ -76,7 +83,8 @@ def command(ctx, kv_file: Path | None, layer, seed_option, threads, json_file, *
         capture = load_capture(kv_file, layer)
         values |= _shape_of_file(ctx, capture)
     config = DecodeBenchConfig(**values)
-    record = run_decode_bench(config, capture, shlex.join(["dsd_bench", *sys.argv[1:]]))
+    line = shlex.join(["dsd_bench", *sys.argv[1:]])
+    record = run_decode_bench(config, capture, line, find_attention)
     record["config"]["kv_file"] = str(kv_file) if kv_file else None
     record["config"]["layer"] = capture.layer if capture else None
     try:

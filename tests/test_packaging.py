@@ -16,7 +16,12 @@ import numbadsd
 
 ROOT = Path(__file__).parents[1]
 ALWAYS_LOADED = ("exchange", "launch", "runtime", "switch")
-COMMANDS = ("dsd_bench", "dsd_continuous_bench", "dsd_demo", "dsd_kernels", "dsd_topk_bench")
+COMMANDS = (
+    "dsd_bench", "dsd_compare", "dsd_continuous_bench", "dsd_demo", "dsd_kernels", "dsd_report",
+    "dsd_sweep", "dsd_topk_bench",
+)  # fmt: skip
+
+DATA_FILES = (".json", ".html", ".css", ".js")
 
 # `import numbadsd` must stay fast, and must work where these are not installed.
 NOT_IMPORTED = (
@@ -50,7 +55,7 @@ def run_python(code: str, folder: Path, **environment: str) -> str:
 def wheel(tmp_path_factory) -> Path:
     """Build a wheel from a copy of what it is made of; nothing is downloaded."""
     source = tmp_path_factory.mktemp("source")
-    for folder in ("numbadsd", "cli"):
+    for folder in ("numbadsd", "cli", "plots"):
         copytree(ROOT / folder, source / folder, ignore=ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         copy(ROOT / name, source)
@@ -116,10 +121,12 @@ def test_a_wheel_adds_one_top_level_name(wheel):
 
 def test_a_wheel_holds_every_source_file(wheel):
     sources = {str(file.relative_to(ROOT)) for file in (ROOT / "numbadsd").rglob("*.py")}
-    sources |= {f"numbadsd/{file.relative_to(ROOT)}" for file in (ROOT / "cli").rglob("*.py")}
-    sources |= {str(file.relative_to(ROOT)) for file in (ROOT / "numbadsd").rglob("*.json")}
+    for folder in ("cli", "plots"):
+        sources |= {f"numbadsd/{file.relative_to(ROOT)}" for file in (ROOT / folder).rglob("*.py")}
+    for kind in DATA_FILES:
+        sources |= {str(file.relative_to(ROOT)) for file in (ROOT / "numbadsd").rglob(f"*{kind}")}
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if name.endswith((".py", ".json"))}
+        names = {name for name in archive.namelist() if name.endswith((".py", *DATA_FILES))}
     assert names == sources
 
 

@@ -25,11 +25,12 @@ GPU_COMMANDS = [line for line in OWN_COMMANDS if "_gpu" in line]
 CPU_COMMANDS = [line for line in OWN_COMMANDS if "_gpu" not in line]
 
 
-def run_command(command, **environment):
+def run_command(command, folder=None, **environment):
     """Run a command of the README; returns what it prints."""
     name, *arguments = shlex.split(command)
     done = subprocess.run(
         [str(SCRIPTS / name), *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
@@ -66,6 +67,21 @@ def test_a_gpu_command_of_the_readme_says_at_once_that_there_is_no_gpu(command):
     output = run_command(command, **NO_GPU)
     assert re.search(r"^dense_gpu, sparse_gpu unavailable: .+; .+", output, re.MULTILINE)
     assert "== Verdict ==\nNo verdict" in output
+
+
+def test_the_sweep_commands_of_the_readme_run_one_after_the_other(tmp_path):
+    blocks = [text.splitlines() for kind, text in BLOCKS if kind == "shell"]
+    printed = [
+        run_command(f"{command} --device cpu" if "dsd_sweep run" in command else command, tmp_path)
+        for command in sum(blocks, [])
+    ]
+    assert len(printed) == 8 and all(printed)
+    assert "3 of 3 points measured: first_sweep" in printed[1]
+    assert "6 of 6 points measured: own_sweep" in printed[4]
+    figures = tmp_path / "first_sweep" / "00_backend_total_time" / "figures"
+    assert {file.suffix for file in figures.iterdir()} == {".png", ".svg"}
+    assert (tmp_path / "first_sweep.html").stat().st_size > 100_000
+    assert len(printed[5].splitlines()) == 14 and "--backend cpu" in printed[5]
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """From a configuration to a filled cache: the data of a decode benchmark."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,21 +57,29 @@ def lives_on_device(config: DecodeBenchConfig, capture: Capture | None = None) -
     return gpu_only and is_random
 
 
-def make_workload(config: DecodeBenchConfig, capture: Capture | None = None):
+def make_workload(
+    config: DecodeBenchConfig,
+    capture: Capture | None = None,
+    other_bytes: Callable[[ModelConfig, np.ndarray], int] = lambda model, context_tokens: 0,
+):
     """Return the requests of a benchmark: captured, structured or uniform.
 
-    Raises ValueError, before it makes any data, when the cache would not fit in memory.
+    Raises ValueError, before it makes any data, when the cache would not fit in memory together
+    with `other_bytes` of what else is to be measured.
     """
+    model = config.model
     if capture is not None:
         workload = CapturedWorkload(capture, config.batch_size, config.page_size)
-        check_memory(config.model, workload.context_tokens, config.fused)
+        other = other_bytes(model, workload.context_tokens)
+        check_memory(model, workload.context_tokens, config.fused, other_bytes=other)
         return workload
     context_tokens = draw_context_tokens(
         config.batch_size, config.min_context_tokens, config.max_context_tokens, config.seed
     )
-    check_memory(config.model, context_tokens, config.fused, lives_on_device(config))
+    other = other_bytes(model, context_tokens)
+    check_memory(model, context_tokens, config.fused, lives_on_device(config), other)
     workload = {"uniform": UniformWorkload, "structured": StructuredWorkload}[config.data]
-    return workload(config.model, context_tokens, config.seed)
+    return workload(model, context_tokens, config.seed)
 
 
 def pool_pages(model: ModelConfig, context_tokens: np.ndarray) -> int:
@@ -79,7 +88,11 @@ def pool_pages(model: ModelConfig, context_tokens: np.ndarray) -> int:
 
 
 def check_memory(
-    model: ModelConfig, context_tokens: np.ndarray, fused: bool = True, on_device: bool = False
+    model: ModelConfig,
+    context_tokens: np.ndarray,
+    fused: bool = True,
+    on_device: bool = False,
+    other_bytes: int = 0,
 ) -> None:
     """Raise ValueError, with the bytes, when a benchmark of these contexts cannot fit in memory.
 
@@ -87,7 +100,7 @@ def check_memory(
     """
     context_tokens = np.asarray(context_tokens, np.int64)
     num_pages = pool_pages(model, context_tokens)
-    needed = FILL_BYTES + _OWN_BYTES
+    needed = FILL_BYTES + _OWN_BYTES + other_bytes
     if on_device:
         needed += _PAGE_LIST_BYTES * num_pages + _transfer_bytes(model, context_tokens)
     else:

@@ -16,8 +16,17 @@ from numbadsd.bench.data import (
     unfilled,
 )
 from numbadsd.bench.record import SCHEMA_VERSION, environment
-from numbadsd.bench.sampling import Bandwidth, Run, is_gpu, make_runs, path_names, take_samples
+from numbadsd.bench.sampling import (
+    Bandwidth,
+    Run,
+    is_gpu,
+    make_runs,
+    path_names,
+    speed_figures,
+    take_samples,
+)
 from numbadsd.bench.verdict import decide
+from numbadsd.bench.versus import Versus, make_contenders
 from numbadsd.config import DecodeBenchConfig
 from numbadsd.decode.path import make_path
 from numbadsd.timing import STAGES, sample_statistics
@@ -31,7 +40,9 @@ ACCURACY = (
 )
 
 
-def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "dsd_bench") -> dict:
+def run_decode_bench(
+    config: DecodeBenchConfig, capture=None, command: str = "dsd_bench", find_contender=None
+) -> dict:
     """Measure every path of a configuration; returns the record.
 
     Parameters
@@ -42,8 +53,12 @@ def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "ds
         Captured tensors to decode instead of synthetic ones.
     command : str
         The command line, for the record.
+    find_contender : callable, optional
+        Given whether it is to run on a GPU, returns the `versus.Contender` that
+        ``config.versus`` names; needed for that only.
     """
-    workload = make_workload(config, capture)
+    versus = Versus(make_contenders(config, find_contender))
+    workload = make_workload(config, capture, versus.host_bytes)
     runs, missing = make_runs(config, pool_pages(config.model, workload.context_tokens))
     if runs:
         data = fill_cache(config.model, workload, lives_on_device(config, capture))
@@ -51,6 +66,7 @@ def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "ds
         data = unfilled(config.model, workload)
     for name, run in runs.items():
         run.path = make_path(name, data.cache, fused=config.fused)
+    versus.add_runs(runs, data)
     bandwidth = take_samples(config, data, runs)
     measured = _bandwidth(bandwidth)
     record = {
@@ -61,7 +77,8 @@ def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "ds
         "data": _describe(data),
         "bandwidth": measured,
         "analytical": _analytical(config, data, measured),
-        "paths": _path_records(config, data, runs, missing, bandwidth),
+        "paths": _path_records(config, data, runs, missing, bandwidth)
+        | versus.records(data, runs, bandwidth),
         "accuracy": _accuracy(runs),
         "quality": _quality(data, runs),
     }
@@ -74,12 +91,16 @@ def run_decode_bench(config: DecodeBenchConfig, capture=None, command: str = "ds
 def _describe(data: DecodeData) -> dict:
     config, pool = data.cache.config, data.cache.pool
     context_tokens = data.context_tokens
+    pages = -(-context_tokens // config.page_size)
+    selected_pages = int(np.minimum(config.top_k_pages, pages).sum())
     return {
         "requests": len(context_tokens),
         "context_tokens": int(context_tokens.sum()),
         "min_context_tokens": int(context_tokens.min()),
         "max_context_tokens": int(context_tokens.max()),
         "pages": pool.capacity_pages,
+        "candidate_pages": int(pages.sum()),
+        "selected_tokens": selected_pages * config.page_size,  # whole pages, as in the byte model
         "kv_pool_bytes": pool.capacity_pages * config.page_bytes,
         "summary_bytes": pool.capacity_pages * config.summary_bytes,
     }
@@ -125,24 +146,18 @@ def _path_records(config, data: DecodeData, runs, missing, bandwidth: Bandwidth)
         result = run.result
         is_fused = config.fused or is_gpu(name)
         num_bytes = path_bytes(config.model, data.context_tokens, result.selected_pages, is_fused)
-        total_ms = sample_statistics([times.total_ms for times in run.samples])
-        gbps = num_bytes / total_ms["median"] / 1e6
         median = lambda pick: float(np.median([pick(t) for t in run.samples]))  # noqa: E731, B023
         records[name] = {
             "available": True,
             "reason": None,
             "compile_s": run.compile_s,
             "warmup_ms": run.warmup_ms,
-            "total_ms": total_ms,
+            **speed_figures(run, num_bytes, bandwidth.of(name)),
             "stages_ms": {s: median(lambda t, s=s: getattr(t, f"{s}_ms")) for s in STAGES},
             "overheads_ms": {
                 o: median(lambda t, o=o: t.overheads_ms.get(o, 0.0)) for o in OVERHEADS
             },
             "kernel_ms": median(lambda t: t.kernel_ms) if is_gpu(name) else None,
-            "bytes_read": num_bytes,
-            "floor_ms": num_bytes / bandwidth.of(name) / 1e6,
-            "achieved_gbps": gbps,
-            "bandwidth_fraction": gbps / bandwidth.of(name),
         }
     return records
 

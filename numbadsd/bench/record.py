@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ import numba
 import psutil
 
 import numbadsd
+from numbadsd.files import replacing
 from numbadsd.kernels.cuda.runtime import get_driver
 
 SCHEMA_VERSION = 1
@@ -55,16 +55,19 @@ def check_writable(path: Path) -> None:
 
 
 def write_record(record: dict, path: Path) -> None:
-    """Write a record as one line of JSON: to a temporary file first, which is then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a record as one line of JSON; the file is whole, or what it was before."""
+    write_text_atomically(to_json_line(record), path)
+
+
+def to_json_line(record: dict) -> str:
+    """Return a record as one line of JSON."""
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def write_text_atomically(text: str, path: Path) -> None:
+    """Write a text file that is whole, or what it was before."""
+    with replacing(path) as file:
+        file.write(text)
 
 
 def _finite(value):

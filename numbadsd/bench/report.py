@@ -3,6 +3,7 @@
 from tabulate import tabulate
 
 from numbadsd.bench.verdict import SIMULATOR
+from numbadsd.decode.path import PATHS
 from numbadsd.timing import STAGES
 
 _OVERHEADS = {
@@ -150,12 +151,37 @@ def _end_to_end(record: dict) -> str:
             rows.append((name, *[None] * 5, "unavailable"))
             continue
         total = path["total_ms"]
-        own_dense = f"dense_{name.rpartition('_')[2]}"
-        speedups = [_speedup(paths, dense, total) for dense in ("dense_cpu", own_dense)]
-        note = f"compile or load {path['compile_s']:.2f} s"
-        rows.append((name, total["median"], total["p95"], total["min"], *speedups, note))
+        speedups = [_speedup(paths, dense, total) for dense in ("dense_cpu", _own_dense(name))]
+        rows.append((name, total["median"], total["p95"], total["min"], *speedups, _note(path)))
     headers = ["", "Total(ms)", "p95", "min", "Speedup", "vs own dense", "note"]
-    return "\n".join([_table(rows, headers), *_reasons(paths)])
+    return "\n".join([_table(rows, headers), *_versus(paths), *_reasons(paths)])
+
+
+def _note(path: dict) -> str:
+    if "compile_s" in path:
+        return f"compile or load {path['compile_s']:.2f} s"
+    return f"version {path['version']}"
+
+
+def _own_dense(name: str) -> str:
+    """Return the dense path of the processor that something ran on."""
+    return "dense_gpu" if name.endswith("_gpu") else "dense_cpu"
+
+
+def _versus(paths: dict):
+    """Yield how our dense paths stand beside another library's attention."""
+    for name, other in paths.items():
+        ours = paths.get(_own_dense(name), {"available": False})
+        if name in PATHS or not other["available"] or not ours["available"]:
+            continue
+        ratio = other["total_ms"]["median"] / ours["total_ms"]["median"]
+        kernels = ""
+        if other["kernel_ms"] and ours["kernel_ms"]:
+            kernels = f", kernels alone {other['kernel_ms'] / ours['kernel_ms']:.2f}x"
+        yield (
+            f"{_own_dense(name)} against {name}: {ratio:.2f}x{kernels} ({other['form']}; outputs "
+            f"differ by at most {other['max_abs_difference']:.1e})"
+        )
 
 
 def _reasons(paths: dict):
@@ -178,7 +204,7 @@ def _speedup(paths: dict, dense: str, total_ms: dict) -> float | None:
 def _stages(record: dict) -> str:
     rows = [
         (name, *(path["stages_ms"][stage] for stage in STAGES), path["kernel_ms"])
-        for name, path in _available(record)
+        for name, path in _ours(record)
     ]
     headers = ["ms", "Score", "TopK", "Gather", "Attend", "GPUKernel"]
     return _table(rows, headers)
@@ -186,7 +212,7 @@ def _stages(record: dict) -> str:
 
 def _overheads(record: dict) -> str:
     rows = []
-    for name, path in _available(record):
+    for name, path in _ours(record):
         times = path["overheads_ms"]
         overheads = sum(times.values())
         explained = (overheads + sum(path["stages_ms"].values())) / path["total_ms"]["median"]
@@ -216,3 +242,7 @@ def _quality(record: dict) -> str:
 
 def _available(record: dict):
     return [(name, path) for name, path in record["paths"].items() if path["available"]]
+
+
+def _ours(record: dict):
+    return [(name, path) for name, path in _available(record) if name in PATHS]

@@ -21,6 +21,7 @@ from numbadsd.kernels.cuda.runtime import get_driver
 from numbadsd.kernels.cuda.switch import SIMULATED
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.layout import pages_for
+from numbadsd.timing import sample_statistics
 from numbadsd.types import DecodeResult, StageTimes
 
 COMPILE_PAGE_TOKENS = 16
@@ -45,7 +46,7 @@ class Run:
     """One path, its samples and its last result."""
 
     compile_s: float
-    path: object = None
+    path: object = None  # ours, or a contender's work
     samples: list[StageTimes] = field(default_factory=list)
     warmup_ms: list[float] = field(default_factory=list)
     result: DecodeResult | None = None
@@ -136,10 +137,23 @@ def take_samples(config: DecodeBenchConfig, data: DecodeData, runs: dict[str, Ru
                     run.samples.append(times)
                 bar.update()
     for name, run in runs.items():
-        if is_gpu(name):  # scores and pages stay on the device while it is measured
+        if name in PATHS and is_gpu(name):  # scores and pages stay on the device while measured
             path = make_path(name, data.cache, output_mode="debug")
             run.result = path.decode(data.queries, data.request_ids)
     return measure.bandwidth
+
+
+def speed_figures(run: Run, num_bytes: int, limit_gbps: float) -> dict:
+    """Return the times of a run, and its bytes over them beside what memory did."""
+    total_ms = sample_statistics([times.total_ms for times in run.samples])
+    gbps = num_bytes / total_ms["median"] / 1e6
+    return {
+        "total_ms": total_ms,
+        "bytes_read": num_bytes,
+        "floor_ms": num_bytes / limit_gbps / 1e6,
+        "achieved_gbps": gbps,
+        "bandwidth_fraction": gbps / limit_gbps,
+    }
 
 
 class _Memory:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from numbadsd.config.model import ModelConfig, check, check_choice, check_integer
 
 DATA_KINDS = ("uniform", "structured")
+CONTENDERS = ("torch",)  # other libraries' attention, beside our paths
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class DecodeBenchConfig:
     data: str = "uniform"
     fused: bool = True
     paths: tuple[str, ...] | None = None  # None: every one that can run here
+    versus: str | None = None  # one of CONTENDERS
 
     def __post_init__(self):
         check_integer("batch_size", self.batch_size, 1, 1 << 20)
@@ -48,6 +50,8 @@ class DecodeBenchConfig:
         check_integer("iterations", self.iterations, 1)
         check_integer("warmup", self.warmup, 0)
         check_choice("data", self.data, DATA_KINDS)
+        if self.versus is not None:
+            check_choice("versus", self.versus, CONTENDERS)
         assert self.model  # built here: a wrong model shape is a wrong configuration
 
     @property

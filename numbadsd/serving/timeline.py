@@ -1,13 +1,12 @@
 """Timeline: the steps of a run with their stages, as a trace that Chrome and Perfetto show."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from numbadsd.config import check
+from numbadsd.files import replacing
 
 PROCESS_ID = THREAD_ID = 1
 NAMES = (("process_name", "numbadsd serving"), ("thread_name", "steps"))
@@ -75,30 +74,14 @@ class Timeline:
                 end_ns += duration_ns
 
     def write_chrome_trace(self, path: Path | str) -> None:
-        """Write the trace to a temporary file first, which is then renamed.
-
-        Raises
-        ------
-        OSError
-            When it cannot be written; what was at `path` before is still there.
-        """
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write('{"displayTimeUnit":"ms","traceEvents":[')
-                separator = "\n"
-                for event in self.events():  # one by one: a long run has millions
-                    file.write(separator + json.dumps(event, allow_nan=False))
-                    separator = ",\n"
-                file.write("\n]}\n")
-                file.flush()
-                os.fsync(file.fileno())  # a full disk may show only here, and not after the rename
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Write the trace; OSError when it cannot be, and what was at `path` is still there."""
+        with replacing(Path(path)) as file:
+            file.write('{"displayTimeUnit":"ms","traceEvents":[')
+            separator = "\n"
+            for event in self.events():  # one by one: a long run has millions
+                file.write(separator + json.dumps(event, allow_nan=False))
+                separator = ",\n"
+            file.write("\n]}\n")
 
 
 def _nanoseconds(name: str, seconds: float) -> int:

@@ -33,6 +33,20 @@ def path_record(
     }
 
 
+def contender_record(total_ms=1.0, *, fraction=0.5, kernel_ms=None, difference=1e-6):
+    """Return the record of another library's attention."""
+    keys = ("available", "reason", "warmup_ms", "total_ms", "bytes_read", "floor_ms")
+    path = path_record(total_ms, fraction=fraction)
+    return {
+        **{key: path[key] for key in (*keys, "achieved_gbps", "bandwidth_fraction")},
+        "version": "2.13.0",
+        "form": "one batch, folded",
+        "forms_ms": {"one batch, folded": 1.0},
+        "kernel_ms": kernel_ms,
+        "max_abs_difference": difference,
+    }
+
+
 def missing_path(reason=GPU_REASON):
     """Return the record of a path that could not run."""
     return {"available": False, "reason": reason}

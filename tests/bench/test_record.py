@@ -113,7 +113,7 @@ def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path, monkeypatch, er
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(record_module.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(type(error)):
         write_record({"value": 1}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["r.json"]

@@ -6,7 +6,13 @@ import re
 import pytest
 
 from numbadsd.bench.report import render_report
-from tests.bench.records import GPU_REASON, decode_record, missing_path, path_record
+from tests.bench.records import (
+    GPU_REASON,
+    contender_record,
+    decode_record,
+    missing_path,
+    path_record,
+)
 
 REFERENCE_TITLES = [
     "Decode Benchmark",
@@ -144,6 +150,36 @@ def test_there_is_no_speedup_without_a_dense_path():
     assert row_of(sections_of(record)["End-to-End"], "sparse_cpu")[3:5] == ["-", "-"]
     record = decode_record(dense_cpu=missing_path(), sparse_cpu=path_record(1.0))
     assert row_of(sections_of(record)["End-to-End"], "sparse_cpu")[3:5] == ["-", "-"]
+
+
+def test_another_librarys_attention_has_rows_and_a_line_of_its_own():
+    paths = {"dense_cpu": path_record(2.0), "torch_sdpa": contender_record(3.0)}
+    sections = sections_of(decode_record(**paths))
+    bandwidth = ["4.000", "0.500", "3.000", "4.000", "0.500"]
+    assert row_of(sections["Bandwidth"], "torch_sdpa") == bandwidth
+    row = ["3.000", "3.750", "1.500", "0.667", "0.667", "version", "2.13.0"]
+    assert row_of(sections["End-to-End"], "torch_sdpa") == row
+    line = "dense_cpu against torch_sdpa: 1.50x (one batch, folded; outputs differ by at most "
+    assert sections["End-to-End"].splitlines()[-1] == f"{line}1.0e-06)"
+    for title in ("Stage / Kernel Breakdown", "Runtime Overheads", "Accuracy"):
+        assert "torch" not in sections[title]
+
+
+def test_on_a_gpu_another_librarys_kernels_are_compared_too():
+    paths = {"dense_gpu": path_record(2.0, kernel_ms=1.0)}
+    paths["torch_sdpa_gpu"] = contender_record(3.0, kernel_ms=1.25)
+    section = sections_of(decode_record("A GPU", **paths))["End-to-End"]
+    assert row_of(section, "torch_sdpa_gpu")[3:5] == ["-", "0.667"]
+    assert "dense_gpu against torch_sdpa_gpu: 1.50x, kernels alone 1.25x (" in section
+
+
+def test_a_missing_library_is_a_row_and_a_reason():
+    missing = missing_path("torch is not installed") | {"version": None}
+    section = sections_of(decode_record(dense_cpu=path_record(1.0), torch_sdpa=missing))[
+        "End-to-End"
+    ]
+    assert row_of(section, "torch_sdpa")[-1] == "unavailable"
+    assert section.endswith("torch_sdpa unavailable: torch is not installed")
 
 
 def test_stages_have_the_references_columns():

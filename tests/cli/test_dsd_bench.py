@@ -2,15 +2,18 @@
 
 import re
 import shlex
+from importlib.util import find_spec
 
 import click
 import numba
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from numbadsd.cli.dsd_bench import command
 from numbadsd.config import DecodeBenchConfig
-from tests.cli.process import TINY, read_record, run_script
+from tests.bench.contenders import FakeContender
+from tests.cli.process import TINY, assert_complains, read_record, run_here, run_script
 
 # As published: the order and the defaults that scripts rely on.
 POSITIONALS = [
@@ -27,7 +30,7 @@ POSITIONALS = [
 ]
 OPTIONS = {
     "--num-kv-heads", "--kv-dtype", "--summary", "--share", "--sink-pages", "--recent-pages",
-    "--data", "--kv-file", "--layer", "--paths", "--fused", "--threads", "--json",
+    "--data", "--kv-file", "--layer", "--paths", "--fused", "--versus", "--threads", "--json",
 }  # fmt: skip
 CPU_ONLY = ["--paths", "dense_cpu,sparse_cpu"]
 
@@ -145,6 +148,43 @@ def test_only_the_chosen_paths_run(invoke, paths):
     assert set(record["paths"]) == set(paths.split(","))
     section = output.split("== End-to-End ==")[1].split("==")[0]
     assert set(re.findall(r"^(?:dense|sparse)_[cg]pu", section, re.MULTILINE)) == {*record["paths"]}
+
+
+def test_another_librarys_attention_is_measured_when_it_is_asked_for(invoke, monkeypatch):
+    monkeypatch.setattr("numbadsd.cli.dsd_bench.find_attention", FakeContender)
+    output, record = invoke(*TINY, *CPU_ONLY, "--versus", "torch")
+    assert list(record["paths"]) == ["dense_cpu", "sparse_cpu", "torch_sdpa"]
+    assert record["config"]["versus"] == "torch"
+    assert re.search(
+        r"^dense_cpu against torch_sdpa: [\d.]+x \(as one batch;", output, re.MULTILINE
+    )
+    _, record = invoke(*TINY, *CPU_ONLY)
+    assert list(record["paths"]) == ["dense_cpu", "sparse_cpu"]
+
+
+def test_another_librarys_attention_gets_captured_tensors_too(invoke, monkeypatch, tmp_path):
+    monkeypatch.setattr("numbadsd.cli.dsd_bench.find_attention", FakeContender)
+    arrays = {"q": np.ones((2, 4, 16)), "k": np.ones((20, 2, 16)), "v": np.ones((20, 2, 16))}
+    np.savez(tmp_path / "kv.npz", **{name: a.astype(np.float32) for name, a in arrays.items()})
+    _, record = invoke("--kv-file", tmp_path / "kv.npz", *CPU_ONLY, "--versus", "torch")
+    assert record["paths"]["torch_sdpa"]["available"] and record["data"]["requests"] == 2
+
+
+def test_without_torch_its_row_says_so_as_a_process(tmp_path):
+    path = tmp_path / "record.json"
+    ended = run_script("dsd_bench", *TINY, *CPU_ONLY, "--versus", "torch", "--json", str(path))
+    assert ended.status == 0 and ended.stderr == ""
+    entry = read_record(path)["paths"]["torch_sdpa"]
+    assert entry["available"] is (find_spec("torch") is not None)
+    assert ("torch_sdpa unavailable: torch is not installed" in ended.stdout) is (
+        not entry["available"]
+    )
+
+
+@pytest.mark.parametrize("value", ["jax", "", "Torch"])
+def test_a_library_that_it_does_not_know_is_refused(capsys, value):
+    ended = run_here(command, [*TINY, "--versus", value], capsys)
+    assert_complains(ended, "--versus", value, "torch")
 
 
 def test_a_name_with_spaces_is_a_file_like_any_other(tmp_path, num_threads):
