@@ -70,10 +70,10 @@ def _draw_times(ax: Axes, curves: dict[str, Curve]) -> None:
     for path, (x, ratios) in speedups_of(curves).items():
         sparse = dict(zip(curves[path].x, curves[path].median, strict=True))
         for n, (place, ratio) in enumerate(zip(x, ratios, strict=True)):
+            aside = -4 if n > 1 else 0  # of the curve, where it rises
             ax.annotate(
-                panels.times_text(ratio), (place, sparse[place]), (-4 if n else 2, 6), color=INK,
-                textcoords="offset points", ha="center", va="bottom",
-                size=SMALL_PT - 0.5,
+                panels.times_text(ratio), (place, sparse[place]), (aside, 6), color=INK,
+                textcoords="offset points", ha="center", va="bottom", size=SMALL_PT - 0.5,
             )  # fmt: skip
 
 

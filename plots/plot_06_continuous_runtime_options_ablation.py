@@ -9,7 +9,7 @@ from matplotlib.transforms import ScaledTranslation
 from numbadsd.bench.sweep.records import PointResult
 from numbadsd.plots import _labels as labels
 from numbadsd.plots._caption import caption_of
-from numbadsd.plots._data import by_series, measured_continuous, run_value
+from numbadsd.plots._data import by_series, measured_continuous, run_path, run_value
 from numbadsd.plots._main import plot_command
 from numbadsd.plots._style import BLUE, INK, MUTED, SMALL_PT, Look, house_style, open_figure
 
@@ -97,7 +97,8 @@ def _draw_condition(ax: Axes, group: list[PointResult]) -> None:
 
 
 def _name(point: PointResult) -> str:
-    return str(point.x).replace("_", " ")
+    """Return a variant's name; the reference's "dense gpu" is the dense path of any backend."""
+    return str(point.x).replace("dense_gpu", run_path(point)).replace("_", " ")
 
 
 def _beside(ax: Axes, row: float, column_in: float, text: str, **style) -> None:

@@ -50,6 +50,12 @@ def test_every_command_is_run_here_or_by_the_check_of_a_clean_checkout_or_instal
     assert len(CPU_COMMANDS) >= 2
 
 
+def test_every_file_that_is_shown_or_linked_exists():
+    files = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert len([file for file in files if file.endswith(".png")]) == 2
+    assert all((ROOT / file).is_file() for file in files)
+
+
 def test_every_extra_that_is_named_exists():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")

@@ -83,8 +83,8 @@ class Comparison:
     environment : tuple of Difference
     commits : (tuple, tuple)
         Of BASE and of NEW, and whether the tree was dirty.
-    bandwidth : dict
-        What memory did in NEW over BASE, in each matched setting, by kind.
+    rates : dict
+        What memory and arithmetic did in NEW over BASE, in each matched setting, by kind.
     """
 
     rows: tuple[Row, ...]
@@ -93,7 +93,7 @@ class Comparison:
     environment: tuple[Difference, ...]
     commits: tuple[tuple[str, ...], tuple[str, ...]]
     num_runs: tuple[int, int]
-    bandwidth: dict[str, tuple[float, ...]]
+    rates: dict[str, tuple[float, ...]]
 
     def count(self, verdict: str) -> int:
         """Return the rows with this verdict."""
@@ -134,7 +134,7 @@ def compare(base: Sequence[dict], new: Sequence[dict], noise: float | None = Non
         environment=_environment(*sides),
         commits=tuple(_commits(runs) for runs in sides),
         num_runs=(len(base), len(new)),
-        bandwidth=_bandwidth(*groups),
+        rates=_rates(*groups),
     )
 
 
@@ -270,11 +270,11 @@ def _commits(runs: list[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _bandwidth(base: dict[str, list[Run]], new: dict[str, list[Run]]) -> dict:
-    """Return what memory did in NEW over BASE, in each matched setting."""
+def _rates(base: dict[str, list[Run]], new: dict[str, list[Run]]) -> dict:
+    """Return what the machine did in NEW over BASE, in each matched setting."""
     ratios: dict[str, list[float]] = {}
     for key in base.keys() & new.keys():
-        sides = [[run.bandwidth for run in runs[key]] for runs in (base, new)]
+        sides = [[run.rates for run in runs[key]] for runs in (base, new)]
         for name in {name for runs in sides for run in runs for name in run}:
             figures = [[run[name] for run in runs if name in run] for runs in sides]
             if all(figures):

@@ -40,8 +40,8 @@ class Run:
         What was measured; runs with the same `key` were measured alike.
     figures : dict
         The samples of each metric, or its one figure.
-    bandwidth : dict
-        What memory did between the samples, 1e9 bytes a second, by kind.
+    rates : dict
+        What the machine did between the samples: memory and arithmetic, by the record's names.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Run:
     setting: Mapping[str, object]
     figures: Mapping[Metric, list[float]]
     environment: Mapping[str, object]
-    bandwidth: Mapping[str, float]
+    rates: Mapping[str, float]
 
     @property
     def key(self) -> str:
@@ -119,16 +119,16 @@ def as_run(record: Mapping, where: str) -> Run:
             if (values := _positive(value))
         }
         setting = _setting(record, KINDS[kind])
-        bandwidth = {
-            name.removesuffix("_gbps"): float(measured["median"])
+        rates = {
+            name: float(measured["median"] if isinstance(measured, dict) else measured)
             for name, measured in record.get("bandwidth", {}).items()
-            if isinstance(measured, dict)
+            if measured
         }
         environment = dict(record["environment"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{where} is no record of {kind}: {_reason(error)}") from None
     label = record.get(LABEL) or _line(record["command"])
-    return Run(kind, label, setting, figures, environment, bandwidth)
+    return Run(kind, label, setting, figures, environment, rates)
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,9 @@ _HEADERS = (
     "", "unit", "base", "new", "change", "95 % interval", "base p5 .. p95", "new p5 .. p95",
     "samples", "verdict",
 )  # fmt: skip
-_BANDWIDTH = {"read": "reads of memory", "copy": "copies on the GPU"}
+_RATES = {
+    "read_gbps": "reads of memory", "copy_gbps": "copies on the GPU", "fp32_gflops": "arithmetic",
+}  # fmt: skip
 
 
 def render_comparison(
@@ -39,12 +41,12 @@ def _heading(comparison: Comparison, base: str, new: str):
         for fact in comparison.environment
     ]
     yield f"Environment: {'; '.join(changes) or 'the same processors, threads and versions'}"
-    for name, ratios in comparison.bandwidth.items():
-        what = _BANDWIDTH.get(name, name)
-        yield (
-            f"Machine: {what}, measured between the samples, went at {np.median(ratios):.2f}x "
-            f"the rate of BASE ({min(ratios):.2f} .. {max(ratios):.2f})"
-        )
+    rates = [
+        f"{_RATES.get(name, name)} at {np.median(x):.2f}x of BASE ({min(x):.2f} .. {max(x):.2f})"
+        for name, x in comparison.rates.items()
+    ]
+    if rates:
+        yield f"Machine, measured between the samples: {', '.join(rates)}"
 
 
 def _table(rows: tuple[Row, ...]) -> str:

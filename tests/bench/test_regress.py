@@ -277,7 +277,7 @@ def test_the_environment_and_the_memory_of_both_sides_are_held_against_each_othe
     assert seen == {"num_threads": (("2",), ("4",)), "dirty": (("False",), ("True",))}
     assert comparison.commits == (("abc",), ("def with uncommitted changes",))
     assert comparison.num_runs == (2, 1)
-    assert comparison.bandwidth == {"read": (0.5,)}
+    assert comparison.rates == {"read_gbps": (0.5,), "fp32_gflops": (0.01,)}
 
 
 def test_records_as_the_benchmark_returns_them_are_compared():
@@ -407,7 +407,7 @@ def test_the_report_says_what_else_has_changed():
     new["environment"] = base["environment"] | {"num_threads": 4, "commit": "0123456789"}
     text = render_comparison(compare([base], [new]))
     assert "Environment: num_threads 2 -> 4" in text and "commit 0123456" in text
-    assert "reads of memory, measured between the samples, went at 1.00x" in text
+    assert "reads of memory at 1.00x of BASE (1.00 .. 1.00)" in text
     assert "the same processors" in render_comparison(compare([base], [base]))
 
 
