@@ -7,6 +7,9 @@ from pathlib import Path
 from numbadsd.bench.record import SCHEMA_VERSION
 
 POINTS_FILE = "points.jsonl"
+_TEXTS = (
+    "experiment", "id", "variant", "series", "x_name", "command", "status", "code_version", "scale",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def _as_result(line: dict, where: str) -> PointResult:
     missing = [name for name in names if name not in values]
     if missing:
         raise ValueError(f"{where}: no point of a sweep: {', '.join(missing)} missing")
-    for name in ("experiment", "id", "variant", "series", "x_name", "status", "code_version"):
+    for name in _TEXTS:
         if not isinstance(values[name], str):
             raise ValueError(f"{where}: {name}: got {values[name]!r}, want a text")
     return PointResult(**values)
