@@ -89,7 +89,7 @@ def _names(ctx, param, value: tuple[str, ...]) -> tuple[str, ...]:
 @click.pass_context
 def run_experiments(ctx, experiments, device, quick, resume, jobs, out, grid, bench, timeout_s,
                     threads, dask, dry_run) -> None:  # fmt: skip
-    """Measure experiments: 00 .. 07, names of `dsd_sweep list`, or all.
+    """Measure experiments: some of `dsd_sweep list`, or all.
 
     Every point runs in a process of its own and is written when it ends; one that fails is written
     with its reason, and the others go on. Then the status is 1.
