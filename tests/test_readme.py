@@ -44,7 +44,8 @@ def test_every_command_is_run_here_or_by_the_check_of_a_clean_checkout_or_instal
     others = [line for line in COMMANDS if line not in OWN_COMMANDS]
     assert others == [
         "python -m venv .venv && .venv/bin/pip install . && .venv/bin/dsd_bench",
-        "python -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest",
+        "python -m venv .venv && .venv/bin/pip install -e '.[test]'"
+        " && .venv/bin/python -m pytest -n 2",
         ".venv/bin/pip install '.[cuda]'",
     ]
     assert len(CPU_COMMANDS) >= 2
