@@ -35,19 +35,6 @@ OPTIONS = {
 CPU_ONLY = ["--paths", "dense_cpu,sparse_cpu"]
 
 
-@pytest.fixture
-def invoke(tmp_path, num_threads):
-    """Return a function that runs the command with --json; gives its output and its record."""
-
-    def run(*arguments):
-        path = tmp_path / "record.json"
-        result = CliRunner().invoke(command, [*map(str, arguments), "--json", str(path)])
-        assert result.exit_code == 0, result.output
-        return result.output, read_record(path)
-
-    return run
-
-
 def test_positional_arguments_come_in_the_published_order_with_their_defaults():
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
     assert [(argument.name, argument.default) for argument in arguments] == POSITIONALS
