@@ -7,6 +7,7 @@ from numbadsd.bench.sweep.records import PointResult
 from numbadsd.plots import _labels as labels
 from numbadsd.plots import _panels as panels
 from numbadsd.plots._caption import caption_of
+from numbadsd.plots._columns import draw_masses
 from numbadsd.plots._data import (
     BACKENDS,
     Places,
@@ -15,9 +16,7 @@ from numbadsd.plots._data import (
     curves_of,
     measured_decode,
     places_of,
-    quality_of,
     stage_times,
-    values_of,
 )
 from numbadsd.plots._main import plot_command
 from numbadsd.plots._style import (
@@ -43,7 +42,6 @@ _BAR, _ROOM = 0.56, 1.32  # width of a bar; axis above the highest, for what is 
 _FAR = 1.6  # a dense step so much longer than any sparse one is named, not drawn
 _WHOLE = Look("whole step", INK, "o", "none")
 _GROUND = dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.4)  # a dash may lie behind
-_MASS = Look("attention mass", "#000000", "o")
 
 
 @house_style()
@@ -70,7 +68,7 @@ def draw(points):
     for ax, name in zip(cells[0], groups, strict=True):
         ax.set_title(f"{name} selected" if name else "")
     _draw_fractions(cells[-2], groups, places)
-    _draw_mass(cells[-1], groups, places)
+    draw_masses(cells[-1], groups.values(), places, len(groups))
     return figure
 
 
@@ -168,24 +166,6 @@ def _draw_fractions(row, groups, places: Places) -> None:
     panels.set_fraction_y(row, curves)
     row[0].set_ylabel("share of meas.\nbandwidth")
     labels.label_paths(row, curves, _LOW_IN, "fraction")
-
-
-def _draw_mass(row, groups, places: Places) -> None:
-    """Draw the softmax mass on the selected tokens."""
-    for ax, group in zip(row, groups.values(), strict=True):
-        x, y = values_of(group, places, lambda point: quality_of(point, "attention_mass"))
-        if not np.isfinite(y).any():
-            panels.say(ax, panels.NO_QUALITY)
-            continue
-        panels.draw_line(ax, x, y, _MASS, **panels.SMALL_LINE)
-        ax.set_ylim(0, 1.05)
-        for place, mass in zip(x, y, strict=True):
-            if np.isfinite(mass):
-                ax.annotate(
-                    f"{mass:.2f}", (place, mass), (0, 5 if mass < 0.8 else -12),
-                    textcoords="offset points", ha="center", size=SMALL_PT,
-                )  # fmt: skip
-    row[0].set_ylabel("attention mass\nkept, 0 to 1")
 
 
 main = plot_command(NAME, draw)

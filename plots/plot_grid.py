@@ -3,7 +3,7 @@
 from numbadsd.plots import _columns as columns
 from numbadsd.plots import _continuous as continuous
 from numbadsd.plots._caption import caption_of
-from numbadsd.plots._data import by_series, measured_continuous, measured_decode
+from numbadsd.plots._data import by_series, measured_continuous, measured_decode, quality_of
 from numbadsd.plots._main import plot_command
 from numbadsd.plots._panels import TIME_KEY
 from numbadsd.plots._style import house_style, open_figure
@@ -31,8 +31,9 @@ def draw(points):
         figure = open_figure(TITLE, continuous.KEY, caption, continuous.body_in(len(drawn)))
         continuous.draw_throughput(figure, figure.add_gridspec(1, 1)[0], drawn)
     else:
-        figure = open_figure(TITLE, TIME_KEY, caption, columns.body_in(len(drawn)))
-        columns.draw_columns(figure, drawn, cross)
+        kept = any(quality_of(point, "attention_mass") is not None for point in shown)
+        figure = open_figure(TITLE, TIME_KEY, caption, columns.body_in(len(drawn), kept))
+        columns.draw_columns(figure, drawn, cross, kept)
     return figure
 
 

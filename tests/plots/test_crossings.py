@@ -82,7 +82,7 @@ def test_the_axis_has_tokens_in_binary_steps():
     points += [decode_point(64, 1.0, 0.5, series=f"batch {b}") for b in (1, 4)]
     figure = draw_experiment(NAME, points)
     figure.draw_without_rendering()
-    ax = figure.axes[1]
+    ax = figure.axes[-1]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["64", "256", "1k", "4k", "16k"]
     assert ax.get_xlabel() == "context, tokens"
     assert ax.get_xscale() == figure.axes[0].get_yscale() == "log"

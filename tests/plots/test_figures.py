@@ -178,7 +178,17 @@ def test_more_series_than_panels_are_named():
     points = [decode_point(x, series=f"batch {b}") for b in range(8) for x in (64, 512)]
     figure = draw_experiment("grid", points)
     assert "Not drawn, more than 6 series: batch 6; batch 7." in caption(figure)
-    assert len(figure.axes) == 12
+    assert len(figure.axes) == 3 * 6  # time, bandwidth, attention mass
+    assert not faults(figure)
+
+
+def test_an_own_sweep_has_long_names_of_its_series_and_says_what_is_kept():
+    names = [f"summary {s}, share {u}" for s in ("mean", "minmax") for u in ("request", "kv_head")]
+    points = [decode_point(x, series=name) for name in names for x in (64, 512, 1024)]
+    figure = draw_experiment("grid", points)
+    assert [ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes[:4]] == names
+    assert figure.axes[8].get_ylabel() == "attention mass\nkept, 0 to 1"
+    assert len(figure.axes[8].lines[0].get_xdata()) == 3
     assert not faults(figure)
 
 
