@@ -1,5 +1,6 @@
 """`dsd_report`: one HTML page from a folder of results."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -24,12 +25,21 @@ def command(folder: Path, out: Path) -> None:
     FOLDER [bench_results] holds sweeps and the records of single runs, or is one sweep. Of several
     sweeps of a device the newest is shown. The page needs no network and nothing beside it.
     """
-    try:
+    with _naming(out):
         check_writable(out)
+    page = build_page(folder)
+    with _naming(out):
+        write_page(page, out)
+    click.echo(out)
+
+
+@contextmanager
+def _naming(out: Path):
+    """Say which file it is that cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise click.UsageError(f"--out: cannot write {out}: {error.strerror or error}") from None
-    write_page(build_page(folder), out)
-    click.echo(out)
 
 
 def main() -> None:

@@ -21,8 +21,3 @@ class RunStats:
     page_steps: int = 0  # pages that were held, summed over the steps that decoded
     peak_pages: int = 0  # most pages that were held at once
     not_started: int = 0  # requests that had not arrived when the run was stopped
-
-    @property
-    def other_ns(self) -> int:
-        """The loop's time outside all stages."""
-        return self.total_ns - sum(self.stages_ns.values())

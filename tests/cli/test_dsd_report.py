@@ -83,6 +83,14 @@ def test_wrong_arguments_are_refused(refused, arguments):
     refused(*arguments, words=[])
 
 
+def test_a_disk_that_is_full_is_said_with_the_page_and_leaves_the_old_one(refused, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    refused(words=["--out: cannot write numbadsd_report.html", "No space left on device"])
+
+
 def test_the_installed_command_draws_and_writes(results):
     """With the real figures, in a process of its own."""
     ended = run_script(NAME, cwd=results.parent)
