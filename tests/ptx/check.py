@@ -2,7 +2,8 @@
 
 A script that `test_ptx.py` runs in a process of its own, where numba-cuda compiles:
 `check.py run SHAPE FOLDER` runs every check of a shape, `check.py topk DTYPE FOLDER` those of
-top-k for scores of a type, `check.py translate SHAPES FOLDER` only translates kernels. A shape in
+top-k for scores of a type, `check.py attend DTYPE FOLDER` those of attention to K and V of a type
+in every way, `check.py translate SHAPES FOLDER` only translates kernels. A shape in
 JSON has the fields of `Shape`; the folder keeps PTX meanwhile.
 """
 
@@ -16,12 +17,14 @@ import numpy as np
 from numbadsd.config import KV_DTYPES
 from numbadsd.decode.path import make_path
 from numbadsd.kernels.cuda import driver, runtime
+from numbadsd.kernels.cuda.attend_spec import FMA, MMA, can_use_mma
 from numbadsd.kernels.cuda.catalog import Shape, kernels_of
 from numbadsd.kernels.cuda.topk_tuning import TopkTuning
 from numbadsd.pages.cache import PagedKvCache
 from numbadsd.pages.device import DevicePagePool, device_pool_of
 from numbadsd.selection import topk
 from numbadsd.workload.synthetic import UniformWorkload
+from tests import device
 from tests.builders import make_cache, random_queries, random_tokens, small_config
 from tests.decode.checks import (
     assert_same_bits,
@@ -31,7 +34,7 @@ from tests.decode.checks import (
     check_gpu_like_cpu,
     check_scores_and_selection,
 )
-from tests.kernels.cuda.cases import select
+from tests.kernels.cuda.cases import attend_case, select
 from tests.pages.checks import assert_device_equals
 from tests.ptx.machine import PtxDriver
 
@@ -125,17 +128,28 @@ def check_topk(dtype: str) -> None:
     print("checked")
 
 
+def check_attend(dtype: str) -> None:
+    """Check attention by all instructions that can do it, against the oracle and bit for bit."""
+    for way in (FMA, MMA) if can_use_mma(16, dtype) else (FMA,):
+        for group, head_dim in ((1, 48), (3, 80), (8, 112), (12, 16)):
+            shape = dict(heads=group, kv_heads=1, head_dim=head_dim, page_size=8, dtype=dtype)
+            case = attend_case([70, 0, 17], way, **shape)
+            case.check()
+            every_page = case.first_pages(group, 9)
+            device.assert_same_bits(case.run([0], every_page, k=9), case.run([0]))
+    print("checked")
+
+
 def translate_all(shapes: list[dict]) -> None:
     """Translate every kernel of some shapes."""
-    device = runtime.get_driver()
+    loader = runtime.get_driver()
     kernels = {kernel.name: kernel for shape in shapes for kernel in kernels_of(Shape(**shape))}
     for kernel in kernels.values():
-        device.load(kernel)
+        loader.load(kernel)
     print(len(kernels), "kernels translated")
 
 
 if __name__ == "__main__":
     install(Path(sys.argv[3]))
-    {"run": run, "topk": check_topk, "translate": translate_all}[sys.argv[1]](
-        json.loads(sys.argv[2])
-    )
+    checks = {"run": run, "topk": check_topk, "attend": check_attend, "translate": translate_all}
+    checks[sys.argv[1]](json.loads(sys.argv[2]))

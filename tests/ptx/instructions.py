@@ -19,6 +19,7 @@ from tests.ptx.tables import (
     SPECIAL,
     TO_F32,
     TO_HALF,
+    TO_PAIR,
 )
 
 _REGISTER = re.compile(r"%?((?<=%)(?:p|f|r|rd|rs)\d+|(?<!%)[lhp])")  # l, h, p: of inline PTX
@@ -190,6 +191,10 @@ class Instructions:
         return [self._set(target, template.format(x=x, y=y), "pred")]
 
     def _do_cvt(self, parts: list, operands: list) -> list[str]:
+        if len(operands) == 3:
+            target, high, low = operands
+            pack = TO_PAIR[".".join(parts)].format(low=self._float(low), high=self._float(high))
+            return [self._set(target, pack, "b32", fits=True)]
         target, source = operands
         name, to, origin = ".".join(parts), parts[-2], parts[-1]
         x = self._int(source, 16) if origin == "f16" else self._number(source, origin)
@@ -249,10 +254,37 @@ class Instructions:
 
     def _do_shfl(self, parts: list, operands: list) -> list[str]:
         target, source, distance, clamp, lanes = operands
-        wanted = {"shfl.sync.bfly.b32": "31", "shfl.sync.up.b32": "0"}[".".join(parts)]
+        wanted = {"bfly": "31", "idx": "31", "up": "0"}[parts[2]]
+        _only([parts[1], parts[3]], "sync.b32")
         self._check_lanes(lanes, clamp == wanted)
         value = f"{self._site(parts)}, {self._int(source, 32)}, {self._int(distance, 32)}"
         return [self._set(target, f"shfl_{parts[2]}({value})", "b32", fits=True)]
+
+    def _do_bfi(self, parts: list, operands: list) -> list[str]:
+        target, inserted, around, first, count = operands
+        bits = BITS[parts[1]]
+        mask = (1 << int(count)) - 1 << int(first) & (1 << bits) - 1
+        value = f"{self._int(inserted, bits)} << {first} & {mask} | "
+        value += f"{self._int(around, bits)} & {mask ^ (1 << bits) - 1}"
+        return [self._set(target, value, parts[1], fits=True)]
+
+    def _do_prmt(self, parts: list, operands: list) -> list[str]:
+        _only(parts, "prmt.b32")
+        target, first, second, selector = operands
+        a, b = self._int(first, 32), self._int(second, 32)
+        halves = {0x5410: f"{a} & 65535 | ({b} & 65535) << 16", 0x7632: f"{a} >> 16 | {b} & ~65535"}
+        return [self._set(target, halves[int(selector, 0)], "b32", fits=True)]
+
+    def _do_mma(self, parts: list, operands: list) -> list[str]:
+        kind = parts[7]
+        _only(parts, f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32")
+        targets, a, b, c = (_operands(operand.strip("{}")) for operand in operands)
+        words = ", ".join(self._int(register, 32) for register in (*a, *b))
+        sums = ", ".join(map(self._float, c))
+        product = f"mma_{kind}({words}, {sums}, site={self._site(parts)})"
+        names = [f"w{i}" for i in range(4)]
+        stores = [self._set(t, w, "f32") for t, w in zip(targets, names, strict=True)]
+        return [f"{', '.join(names)} = {product}", *stores]
 
     def _do_vote(self, parts: list, operands: list) -> list[str]:
         _only(parts, "vote.sync.ballot.b32")

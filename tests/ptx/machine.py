@@ -104,6 +104,11 @@ def shfl_bfly(site: str, value: int, mask: int) -> int:
     return block.gather(site, value)[block.current.lane ^ mask]
 
 
+def shfl_idx(site: str, value: int, lane: int) -> int:
+    """Return the value of a lane."""
+    return sim.current_block().gather(site, value)[lane & 31]
+
+
 def shfl_up(site: str, value: int, delta: int) -> int:
     """Return the value of the lane `delta` below; our own where there is none."""
     block = sim.current_block()
@@ -128,11 +133,14 @@ def sync_threads() -> None:
 
 _WORDS = {
     name: getattr(sim_words, name)
-    for name in "bits_to_f32 div_rn ex2 f16_low float32 fma fmax lg2 sqrt_rn to_bf16 to_f16".split()
+    for name in (
+        "bits_to_f32 div_rn ex2 f16_low float32 fma fmax lg2 mma_bf16 mma_f16 pack_bf16 pack_f16 "
+        "sqrt_rn to_bf16 to_f16"
+    ).split()
 }
 _WORDS |= {
     f.__name__: f
-    for f in (ballot, divide, f32_bits, fmin, shfl_bfly, shfl_up, sync_threads, sync_warp)
+    for f in (ballot, divide, f32_bits, fmin, shfl_bfly, shfl_idx, shfl_up, sync_threads, sync_warp)
 }
 
 

@@ -37,3 +37,7 @@ TO_F32 = {
     **{f"cvt.rn.f32.{kind}": "float32({x})" for kind in ("s32", "u32", "s64", "u64")},
 }
 TO_HALF = {"cvt.rn.f16.f32": "int(to_f16({x}))", "cvt.rn.bf16.f32": "int(to_bf16({x}))"}
+TO_PAIR = {
+    "cvt.rn.f16x2.f32": "int(pack_f16({low}, {high}))",
+    "cvt.rn.bf16x2.f32": "int(pack_bf16({low}, {high}))",
+}

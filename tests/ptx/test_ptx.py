@@ -71,6 +71,13 @@ def test_compiled_topk_gives_what_the_cpu_gives(dtype, run_check):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_compiled_attention_equals_the_oracle_in_every_way(dtype, run_check):
+    assert run_check("attend", dtype) == "checked"
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_every_kernel_of_the_catalog_can_be_translated(run_check):
     answer = run_check("translate", [fields(shape) for shape in SHAPES + TRANSLATED])
     assert answer.endswith("kernels translated") and int(answer.split()[0]) > 40
@@ -132,6 +139,9 @@ def aligned(num_words):
         ("max.u32 %r2, %r1, 1", -1, 0xFFFFFFFF),
         ("not.b32 %r2, %r1", 0, 0xFFFFFFFF),
         ("popc.b32 %r2, %r1", -1, 32),
+        ("bfi.b32 %r2, %r1, 305419896, 8, 12", 0xAAAAABCD, 0x123BCD78),
+        ("prmt.b32 %r2, %r1, 305419896, 0x5410", 0xAAAABBBB, 0x5678BBBB),
+        ("prmt.b32 %r2, %r1, 305419896, 0x7632", 0xAAAABBBB, 0x1234AAAA),
     ],
 )
 def test_integers_have_32_bits_and_the_sign_of_the_instruction(instruction, n, expected):
@@ -265,6 +275,9 @@ def test_lanes_take_the_values_of_others():
     up = "shfl.sync.up.b32 %r2, %r3, 3, 0, 4294967295;"
     out = run(EACH_LANE.format(up), num_threads=64)
     np.testing.assert_array_equal(out, np.where(lanes % 32 < 3, lanes, lanes - 3))
+    first = "shfl.sync.idx.b32 %r2, %r3, 5, 31, -1;"
+    out = run(EACH_LANE.format(first), num_threads=64)
+    np.testing.assert_array_equal(out, lanes // 32 * 32 + 5)
     vote = "setp.lt.u32 %p1, %r3, 3; vote.sync.ballot.b32 %r2, %p1, 4294967295;"
     assert set(run(EACH_LANE.format(vote))[:32].tolist()) == {7}
 
@@ -303,7 +316,10 @@ def test_threads_add_to_a_shared_word():
         "ld.volatile.global.u32 %r2, [%rd1]",
         "atom.global.add.u32 %r2, [%rd1], 1",
         "shfl.sync.bfly.b32 %r2, %r1, 1, 31, 65535",
-        "shfl.sync.idx.b32 %r2, %r1, 1, 31, -1",
+        "shfl.sync.down.b32 %r2, %r1, 1, 31, -1",
+        "prmt.b32 %r2, %r1, %r1, 0x3210",
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%f1, %f2, %f3, %f4}, {%r1, %r2}, {%r3}, {%f1, %f2, %f3, %f4}",
         "bar.sync 1",
         "set.eq.u32.s32 %r2, %r1, 1",
         "mov.u32 %r2, %clock",

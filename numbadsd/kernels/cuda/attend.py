@@ -12,7 +12,8 @@ Softmax is kept to base 2: queries are scaled by sm_scale log2(e) once.
 import numpy as np
 
 from numbadsd.kernels import shared
-from numbadsd.kernels.cuda.attend_splits import AttendSpec, attend_splits_kernel
+from numbadsd.kernels.cuda.attend_spec import FMA, MMA, AttendSpec, can_use_mma, default_way
+from numbadsd.kernels.cuda.attend_splits import attend_splits_kernel
 from numbadsd.kernels.cuda.launch import DeviceArray, check_array, check_stored
 from numbadsd.kernels.cuda.merge_splits import MergeSpec, merge_splits_kernel
 
@@ -42,6 +43,7 @@ def attend_pages(
     workspace: tuple[DeviceArray, DeviceArray],  # sums, softmax: f32, see workspace_sizes
     max_pages: int,  # no request has more
     selected: DeviceArray | None = None,  # [B, S, K] i32
+    launch: str | None = None,  # the way to multiply, see attend_spec
 ) -> None:
     """Attend each head to the tokens of its request's pages, or of the selected ones.
 
@@ -77,11 +79,17 @@ def attend_pages(
             raise ValueError(f"workspace: got {array.size} numbers for {name}, want {size}")
     if batch == 0:
         return
-    spec = AttendSpec(head_dim, str(keys.dtype), page_size, tile_heads, group)
+    kv_dtype = str(keys.dtype)
+    way = launch or default_way(head_dim, kv_dtype, group)
+    if way == MMA and not can_use_mma(head_dim, kv_dtype):
+        raise ValueError(
+            f"launch: got {way!r} for {kv_dtype} and head_dim {head_dim}, want {FMA!r}"
+        )
+    spec = AttendSpec(head_dim, kv_dtype, page_size, tile_heads, group, way)
     stream.launch(
         attend_splits_kernel(spec), batch * tiles * max_splits, queries, keys, values, page_indptr,
         page_ids, last_page_tokens, page_ids if selected is None else selected, sums, softmax,
-        units, tiles // units, group // tile_heads, num_kv_heads, max_selected, max_splits,
+        units, num_kv_heads, max_selected, max_splits,
         np.float32(np.float32(sm_scale) * shared.LOG2_E),
     )  # fmt: skip
     stream.launch(

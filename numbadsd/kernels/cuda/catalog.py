@@ -8,7 +8,8 @@ from numbadsd.kernels.cuda.append import (
     summarise_pages_kernel,
 )
 from numbadsd.kernels.cuda.attend import MAX_TILE_HEADS
-from numbadsd.kernels.cuda.attend_splits import AttendSpec, attend_splits_kernel
+from numbadsd.kernels.cuda.attend_spec import AttendSpec, default_way
+from numbadsd.kernels.cuda.attend_splits import attend_splits_kernel
 from numbadsd.kernels.cuda.launch import Kernel
 from numbadsd.kernels.cuda.merge_splits import MergeSpec, merge_splits_kernel
 from numbadsd.kernels.cuda.prefill import fill_uniform_kernel
@@ -92,9 +93,10 @@ def _attend_kernels(shape: Shape) -> list[Kernel]:
     group = shape.num_heads // shape.num_kv_heads
     tiles = {group, 1 if shape.share == "query_head" else group}
     assert max(tiles) <= MAX_TILE_HEADS
+    way = default_way(shape.head_dim, shape.kv_dtype, group)
     kernels = []
     for heads in sorted(tiles):
-        spec = AttendSpec(shape.head_dim, shape.kv_dtype, shape.page_size, heads, group)
+        spec = AttendSpec(shape.head_dim, shape.kv_dtype, shape.page_size, heads, group, way)
         kernels.append(attend_splits_kernel(spec))
         kernels.append(merge_splits_kernel(MergeSpec(shape.head_dim, shape.page_size, heads)))
     return kernels

@@ -6,10 +6,10 @@ from math import log
 
 import numpy as np
 
+from numbadsd.kernels.cuda.attend_spec import softmax_shift
 from numbadsd.kernels.cuda.attend_splits import row_pages, split_pages
 from numbadsd.kernels.cuda.launch import Kernel
 from numbadsd.kernels.cuda.ops import cuda, ex2, float32, int64, lg2, quotient
-from numbadsd.kernels.cuda.tile_step import softmax_shift
 
 MERGE_THREADS = 256
 _NEG_INF = float32(-np.inf)

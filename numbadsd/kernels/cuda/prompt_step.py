@@ -9,6 +9,7 @@ A row meets no other, and its sums have one order, set by the positions of token
 
 import numpy as np
 
+from numbadsd.kernels.cuda.attend_spec import softmax_shift
 from numbadsd.kernels.cuda.ops import (
     cuda,
     device,
@@ -23,7 +24,6 @@ from numbadsd.kernels.cuda.ops import (
     store1,
     uint32,
 )
-from numbadsd.kernels.cuda.tile_step import softmax_shift
 from numbadsd.kernels.cuda.tiles import unroll
 
 TILE_TOKENS = 32

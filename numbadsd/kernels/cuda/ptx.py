@@ -14,7 +14,8 @@ from numba.cuda.types import float32, int32, int64, uint32
 __all__ = [
     "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
     "f16_high", "f16_low", "f32_to_bits", "float32", "fma", "fmax", "int32", "int64", "lg2",
-    "load1", "load4", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn", "store1",
+    "load1", "load4", "mma_bf16", "mma_f16", "mul_rn", "pack_bf16", "pack_f16", "pack_high",
+    "pack_low", "popc", "quotient", "shfl_from", "shfl_up", "shfl_xor", "sqrt_rn", "store1",
     "stream4", "to_bf16", "to_f16", "uint32",
 ]  # fmt: skip
 
@@ -92,6 +93,14 @@ to_f16 = _asm("{.reg .b16 h; cvt.rn.f16.f32 h, $1; cvt.u32.u16 $0, h;}", "r", "f
 to_bf16 = _asm("{.reg .b16 h; cvt.rn.bf16.f32 h, $1; cvt.u32.u16 $0, h;}", "r", "f")
 
 
+# two float32 to such a pair, the first one low
+pack_f16 = _asm("cvt.rn.f16x2.f32 $0, $2, $1;", "r", "ff")
+pack_bf16 = _asm("cvt.rn.bf16x2.f32 $0, $2, $1;", "r", "ff")
+# the low, or the high, halves of two words, the first word's low
+pack_low = _asm("prmt.b32 $0, $1, $2, 0x5410;", "r", "rr")
+pack_high = _asm("prmt.b32 $0, $1, $2, 0x7632;", "r", "rr")
+
+
 @device
 def bf16_low(word):
     """Return the bfloat16 in the low half as float32."""
@@ -105,6 +114,7 @@ def bf16_high(word):
 
 
 shfl_xor = _asm(f"shfl.sync.bfly.b32 $0, $1, $2, 31, {_ALL_LANES};", "f", "fr", effect=True)
+shfl_from = _asm(f"shfl.sync.idx.b32 $0, $1, $2, 31, {_ALL_LANES};", "f", "fr", effect=True)
 shfl_up = _asm(f"shfl.sync.up.b32 $0, $1, $2, 0, {_ALL_LANES};", "r", "rr", effect=True)
 ballot = _asm(
     f"{{.reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, {_ALL_LANES};}}",
@@ -124,6 +134,36 @@ def _pointer(context, builder, sig, args, first: int):
     array = context.make_array(sig.args[first])(context, builder, args[first])
     index = context.cast(builder, args[first + 1], sig.args[first + 1], types.int64)
     return builder.gep(array.data, [index])
+
+
+def _mma(kind: str):
+    """Return ``mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3)``: a warp's c + a b, 16 x 8, of halves.
+
+    Lane 4 g + t holds, of a 16 x 16, rows g, g + 8 and g, g + 8 again, at columns 2 t and 2 t + 1,
+    then at 2 t + 8 and 2 t + 9; of b 16 x 8, the same of its rows in column g; of c, and of the
+    result, row g, then row g + 8, at columns 2 t and 2 t + 1.
+    """
+    template = (
+        f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
+        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+    )
+    constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
+    word, number = types.uint32, types.float32
+    signature = types.UniTuple(number, 4)(*[word] * 6, *[number] * 4)
+    function_type = ir.FunctionType(ir.LiteralStructType([_F32] * 4), [_I32] * 6 + [_F32] * 4)
+
+    def codegen(context, builder, sig, args):
+        code = ir.InlineAsm(function_type, template, constraints, side_effect=False)
+        product = builder.call(code, args, attrs=("convergent",))
+        return cgutils.pack_array(builder, [builder.extract_value(product, i) for i in range(4)])
+
+    def mma(typingctx, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+        return signature, codegen
+
+    return intrinsic(mma)
+
+
+mma_f16, mma_bf16 = _mma("f16"), _mma("bf16")
 
 
 def _unpack4(builder, vector):

@@ -10,7 +10,8 @@ from numbadsd.kernels.cuda.sim import SimulatedFault, current_block, poisoned
 __all__ = [
     "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
     "f16_high", "f16_low", "f32_to_bits", "float32", "fma", "fmax", "int32", "int64", "lg2",
-    "load1", "load4", "mul_rn", "popc", "quotient", "shfl_up", "shfl_xor", "sqrt_rn", "store1",
+    "load1", "load4", "mma_bf16", "mma_f16", "mul_rn", "pack_bf16", "pack_f16", "pack_high",
+    "pack_low", "popc", "quotient", "shfl_from", "shfl_up", "shfl_xor", "sqrt_rn", "store1",
     "stream4", "to_bf16", "to_f16", "uint32",
 ]  # fmt: skip
 
@@ -142,6 +143,26 @@ def to_bf16(x):
     return np.uint32((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
+def pack_f16(low, high):
+    """Return two numbers as float16, the first one low."""
+    return to_f16(low) | to_f16(high) << np.uint32(16)
+
+
+def pack_bf16(low, high):
+    """Return two numbers as bfloat16, the first one low."""
+    return to_bf16(low) | to_bf16(high) << np.uint32(16)
+
+
+def pack_low(first, second):
+    """Return the low halves of two words, the first word's low."""
+    return np.uint32(int(first) & 0xFFFF | (int(second) & 0xFFFF) << 16)
+
+
+def pack_high(first, second):
+    """Return the high halves of two words, the first word's low."""
+    return np.uint32(int(first) >> 16 | int(second) & 0xFFFF0000)
+
+
 def popc(word):
     """Return how many bits are 1."""
     return int(word).bit_count()
@@ -161,6 +182,11 @@ def shfl_xor(value, mask):
     return values[current_block().current.lane ^ int(mask)]
 
 
+def shfl_from(value, lane):
+    """Return the value of a lane."""
+    return current_block().gather("shfl_from", np.float32(value))[int(lane) & 31]
+
+
 def shfl_up(value, delta):
     """Return the value of the lane `delta` below; our own where there is none."""
     values = current_block().gather("shfl_up", np.uint32(value))
@@ -171,6 +197,42 @@ def ballot(predicate):
     """Return a bit for each lane whose predicate is not 0."""
     values = current_block().gather("ballot", int(predicate) != 0)
     return np.uint32(sum(1 << lane for lane, value in values.items() if value))
+
+
+def _towards_zero(sums):
+    """Return float64 numbers as float32, rounded as tensor cores do (Fasi et al. 2021)."""
+    rounded = sums.astype(np.float32)
+    is_beyond = np.abs(rounded) > np.abs(sums)
+    return np.where(is_beyond, np.nextafter(rounded, np.float32(0)), rounded)
+
+
+def _product(operands, low, high):
+    """Return c + a b of the lanes' operands; `low`, `high` read the halves of a word."""
+    a, b, c = (np.zeros(shape) for shape in ((16, 16), (16, 8), (16, 8)))
+    for lane, (a0, a1, a2, a3, b0, b1, *sums) in operands.items():
+        g, t = divmod(lane, 4)
+        for word, row, column in ((a0, g, 0), (a1, g + 8, 0), (a2, g, 8), (a3, g + 8, 8)):
+            a[row, column + 2 * t : column + 2 * t + 2] = low(word), high(word)
+        for word, row in ((b0, 0), (b1, 8)):
+            b[row + 2 * t : row + 2 * t + 2, g] = low(word), high(word)
+        c[g, 2 * t : 2 * t + 2], c[g + 8, 2 * t : 2 * t + 2] = sums[:2], sums[2:]
+    return _towards_zero(a @ b + c)
+
+
+def _make_mma(low, high):
+    def mma(*operands, site="mma"):
+        """Return the lane's part of the product of a warp's matrices, see `ptx.py`."""
+        values = current_block().gather(site, operands)
+        if "product" not in values:  # the lane that runs first
+            values["product"] = _product(values, low, high)
+        g, t = divmod(current_block().current.lane, 4)
+        sums = values["product"]
+        return sums[g, 2 * t], sums[g, 2 * t + 1], sums[g + 8, 2 * t], sums[g + 8, 2 * t + 1]
+
+    return mma
+
+
+mma_f16, mma_bf16 = _make_mma(f16_low, f16_high), _make_mma(bf16_low, bf16_high)
 
 
 # ---- vectors of four words

@@ -18,6 +18,8 @@ from numbadsd.kernels.cuda.ops import (
     f16_high,
     f16_low,
     fma,
+    int32,
+    load1,
     load4,
     shfl_xor,
     stream4,
@@ -50,6 +52,20 @@ def unroll(body, times: int):
         body(last, *arguments)
 
     return unrolled
+
+
+def in_turn(functions: list):
+    """Return a device function that calls all of them with its arguments."""
+    if len(functions) == 1:
+        return functions[0]
+    before, last = in_turn(functions[:-1]), functions[-1]
+
+    @device
+    def call_all(*arguments):
+        before(*arguments)
+        last(*arguments)
+
+    return call_all
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,32 @@ def make_load_vector(row: Row, reach_words: int, is_shared: bool):
         return load(words, base + offset)
 
     return load_whole if reach_words == row_words else load_within
+
+
+def make_row_base(row: Row, page_size: int, step_tokens: int):
+    """Return ``row_base(tile_rows, first, token)``: the first word of a token's row.
+
+    Where pages hold whole steps of `step_tokens`, one look at the page list serves a step, which
+    starts at `first`.
+    """
+    row_words = row.words
+
+    @device
+    def divide(place):
+        page = uint32(uint32(place) // uint32(page_size))
+        return int32(page), int32(uint32(place) - page * uint32(page_size))
+
+    @device
+    def one_page(tile_rows, first, token):
+        page, slot = divide(first)
+        return (load1(tile_rows, page) + (slot + token)) * row_words
+
+    @device
+    def any_page(tile_rows, first, token):
+        page, slot = divide(first + token)
+        return (load1(tile_rows, page) + slot) * row_words
+
+    return one_page if page_size % step_tokens == 0 else any_page
 
 
 def make_dot_vector(row: Row):

@@ -33,6 +33,8 @@ def csr(lists):
 class AttendCase(test_attend.Case):
     """Attention over a pool whose unused slots and unused pages are NaN."""
 
+    launch = None  # the way to multiply
+
     def run(self, requests=None, selected=None, **options):
         """Attend to all pages, or to selected[request][unit] lists of min(pages, k) positions."""
         return next(self.runs(requests, selected, **options))
@@ -62,7 +64,7 @@ class AttendCase(test_attend.Case):
             workspace = tuple(output(size, np.float32, NAN_BYTE) for size in sizes)
             attend_pages(
                 queries, *arrays, self.kv_heads, self.sm_scale, outputs, lse, stream=stream(),
-                workspace=workspace, max_pages=max_pages, selected=selected,
+                workspace=workspace, max_pages=max_pages, selected=selected, launch=self.launch,
             )  # fmt: skip
             assert all(map(intact, workspace)), "written beyond a workspace"
             yield written(outputs), written(lse)
@@ -79,6 +81,13 @@ class AttendCase(test_attend.Case):
             return np.sort(rng.permutation(pages)[:k]).tolist()
 
         return [[one(len(pages)) for _ in range(units)] for pages in self.pages]
+
+
+def attend_case(tokens, launch, **shape):
+    """Return a case that is multiplied in a given way."""
+    case = AttendCase(tokens, **shape)
+    case.launch = launch
+    return case
 
 
 def padded(lists, k=None):
@@ -124,8 +133,9 @@ def check_same_alone(case, subsets, run):
     """
     together = run(case, None)
     for requests in subsets:
+        alone = run(case, requests)
         for row, request in enumerate(requests):
-            for some, whole in zip(run(case, requests), together, strict=True):
+            for some, whole in zip(alone, together, strict=True):
                 one = some[row]
                 assert_same_bits(one, whole[request][tuple(map(slice, one.shape))])
 

@@ -7,12 +7,15 @@ import pytest
 
 from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.attend import MAX_TILE_HEADS, attend_pages
+from numbadsd.kernels.cuda.attend_spec import FMA, MMA, default_way
 from tests.device import assert_same_bits, output, stream, up
 from tests.kernels.cpu.test_attend import minus_infinity_at
-from tests.kernels.cuda.cases import AttendCase, check_repeats, check_same_alone
+from tests.kernels.cuda.cases import AttendCase, attend_case, check_repeats, check_same_alone
 
 DTYPES = ("float32", "float16", "bfloat16")
 K = 3
+WAYS = [("float32", FMA), ("float16", FMA), ("float16", MMA), ("bfloat16", MMA)]
+EVERY_WAY = pytest.mark.parametrize("dtype, way", WAYS, ids=map("-".join, WAYS))
 
 
 @pytest.mark.parametrize(
@@ -30,13 +33,26 @@ def test_dense_attention_at_the_seams_of_pages(page_size, dtype, head_dim):
 @pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 96, 128, 256])
 def test_every_head_dim(head_dim, dtype):
     heads = 1 + (head_dim // 16 + len(dtype)) % 4
-    AttendCase([21], head_dim=head_dim, dtype=dtype, heads=heads, kv_heads=1).check()
+    attend_case([21], FMA, head_dim=head_dim, dtype=dtype, heads=heads, kv_heads=1).check()
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 16])
-def test_every_group_size(group):
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("head_dim", range(16, 129, 16))
+def test_every_head_dim_of_tensor_cores(head_dim, dtype):
+    heads = 1 + (head_dim // 16 + len(dtype)) % 9
+    attend_case([21, 33], MMA, head_dim=head_dim, dtype=dtype, heads=heads, kv_heads=1).check()
+
+
+EVERY_GROUP = pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 9, 12, 16])
+
+
+@EVERY_GROUP
+@EVERY_WAY
+def test_every_group_size(group, dtype, way):
     kv_heads = 2 if group < 8 else 1
-    case = AttendCase([70], heads=group * kv_heads, kv_heads=kv_heads, page_size=8)
+    case = attend_case(
+        [70], way, heads=group * kv_heads, kv_heads=kv_heads, page_size=8, dtype=dtype
+    )
     case.check()
     for units in {kv_heads, group * kv_heads if group in (2, 5) else 1}:
         case.check(case.random_pages(units, K, seed=group))
@@ -52,19 +68,16 @@ def test_every_unit_attends_to_its_own_pages(page_size, dtype, units):
     case.check(case.random_pages(min(units, heads), K, seed=t))
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 16])
-def test_selecting_every_page_gives_the_bits_of_dense(group):
+@EVERY_GROUP
+@EVERY_WAY
+def test_selecting_every_page_gives_the_bits_of_dense(group, dtype, way):
     kv_heads = 2 if group < 4 else 1
-    case = AttendCase([70], heads=group * kv_heads, kv_heads=kv_heads, page_size=8)
+    case = attend_case(
+        [70], way, heads=group * kv_heads, kv_heads=kv_heads, page_size=8, dtype=dtype
+    )
     dense = case.run()
     for units, k in ((kv_heads, 11), (group * kv_heads, 9)):  # more than P, and P
         assert_same_bits(case.run(selected=case.first_pages(units, k), k=k), dense)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_selecting_every_page_gives_the_bits_of_dense_in_half_precision(dtype):
-    case = AttendCase([70, 1], heads=4, kv_heads=1, head_dim=48, dtype=dtype)
-    assert_same_bits(case.run(selected=case.first_pages(4, 5)), case.run())
 
 
 def test_no_pages_give_zeros_and_minus_infinity():
@@ -99,9 +112,10 @@ def test_equal_scores_give_the_mean_of_the_values():
         np.testing.assert_allclose(lse[b], np.log(tokens), rtol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e-4, 30.0, 1000.0, -1000.0])
-def test_large_and_small_logits_neither_overflow_nor_vanish(scale):
-    case = AttendCase([5, 90], heads=2)
+@pytest.mark.parametrize("scale", [0, 1e-38, 1e-4, 30.0, 1000.0, -1000.0])
+@EVERY_WAY
+def test_large_and_small_logits_neither_overflow_nor_vanish(scale, dtype, way):
+    case = attend_case([5, 90], way, heads=2, dtype=dtype)
     case.queries *= np.float32(scale)
     case.check()
 
@@ -111,15 +125,17 @@ def test_large_and_small_logits_neither_overflow_nor_vanish(scale):
     [[0], [99], range(16), range(64), range(64, 100), range(1, 100)],
     ids=["first token", "last token", "a step", "first split", "last split", "all but one"],
 )
-def test_tokens_of_logit_minus_infinity_weigh_nothing(positions):
-    case = AttendCase([100], heads=2)
+@EVERY_WAY
+def test_tokens_of_logit_minus_infinity_weigh_nothing(positions, dtype, way):
+    case = attend_case([100], way, heads=2, dtype=dtype)
     minus_infinity_at(case, 0, positions)
     case.check()
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 100])
-def test_logits_that_are_all_minus_infinity_give_zeros(tokens):
-    case = AttendCase([tokens, 20], heads=2)
+@EVERY_WAY
+def test_logits_that_are_all_minus_infinity_give_zeros(tokens, dtype, way):
+    case = attend_case([tokens, 20], way, heads=2, dtype=dtype)
     minus_infinity_at(case, 0, range(tokens))
     outputs, lse = case.run()
     assert np.all(outputs[0] == 0) and np.all(lse[0] == -np.inf)
@@ -128,8 +144,9 @@ def test_logits_that_are_all_minus_infinity_give_zeros(tokens):
 
 @pytest.mark.parametrize("position", [0, 17, 69])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_key_that_is_no_number_reaches_its_own_kv_head_only(value, position):
-    case = AttendCase([70, 30], heads=2)
+@EVERY_WAY
+def test_a_key_that_is_no_number_reaches_its_own_kv_head_only(value, position, dtype, way):
+    case = attend_case([70, 30], way, heads=2, dtype=dtype)
     case.queries[:] = np.abs(case.queries)  # an infinite key is a logit of +inf: inf - inf is NaN
     clean = case.run()
     page = case.pages[0][position // 16]
@@ -142,8 +159,9 @@ def test_a_key_that_is_no_number_reaches_its_own_kv_head_only(value, position):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("heads, kv_heads", [(2, 1), (4, 1), (6, 1)])
-def test_a_query_that_is_no_number_reaches_its_own_head_only(heads, kv_heads, value):
-    case = AttendCase([40], heads=heads, kv_heads=kv_heads)
+@EVERY_WAY
+def test_a_query_that_is_no_number_reaches_its_own_head_only(heads, kv_heads, value, dtype, way):
+    case = attend_case([40], way, heads=heads, kv_heads=kv_heads, dtype=dtype)
     clean = case.run()
     case.queries[0, 1, 0] = value
     with np.errstate(invalid="ignore"):
@@ -155,19 +173,22 @@ def test_a_query_that_is_no_number_reaches_its_own_head_only(heads, kv_heads, va
     )
 
 
-def test_a_value_that_is_no_number_stays_in_its_column():
-    case = AttendCase([40], heads=2)
+@EVERY_WAY
+def test_a_value_that_is_no_number_stays_in_its_column(dtype, way):
+    case = attend_case([40], way, heads=2, dtype=dtype)
     page = case.pages[0][1]
-    case.pool_values[page, 0, 2, :2] = np.nan, np.inf
+    case.pool_values[page, 0, 2, :3] = np.nan, np.inf, -np.inf
     outputs, lse = case.run()
-    assert np.isnan(outputs[0, 0, 0]) and outputs[0, 0, 1] == np.inf
-    assert np.all(np.isfinite(outputs[0, 0, 2:])) and np.all(np.isfinite(outputs[0, 1]))
+    assert np.isnan(outputs[0, 0, 0]) and outputs[0, 0, 1:3].tolist() == [np.inf, -np.inf]
+    assert np.all(np.isfinite(outputs[0, 0, 3:])) and np.all(np.isfinite(outputs[0, 1]))
     assert np.all(np.isfinite(lse))
 
 
 @pytest.mark.parametrize("heads, kv_heads, units", [(2, 1, None), (4, 2, 2), (5, 1, None)])
-def test_a_request_has_the_same_bits_alone_and_in_any_batch(heads, kv_heads, units):
-    case = AttendCase([80, 1, 0], heads=heads, kv_heads=kv_heads, page_size=8)
+@EVERY_WAY
+def test_a_request_has_the_same_bits_alone_and_in_any_batch(heads, kv_heads, units, dtype, way):
+    shape = dict(heads=heads, kv_heads=kv_heads, page_size=8, dtype=dtype)
+    case = attend_case([80, 1, 0], way, **shape)
     selected = None if units is None else case.random_pages(units, 12)
     check_same_alone(
         case, ([0], [2, 1]),
@@ -318,6 +339,21 @@ def test_a_small_workspace_is_a_value_error(sizes):
     workspace = tuple(output(size, np.float32) for size in sizes)
     with pytest.raises(ValueError, match=r"^workspace: got (63|7) numbers .*, want (64|8)"):
         attend_pages(**arguments(workspace=workspace))
+
+
+def test_tensor_cores_are_for_groups_of_halves():
+    ways = {
+        (dtype, group): default_way(128, dtype, group) for dtype in DTYPES for group in (1, 2, 16)
+    }
+    assert {at for at, way in ways.items() if way == MMA} == {
+        (dtype, group) for dtype in ("float16", "bfloat16") for group in (2, 16)
+    }
+    assert default_way(144, "float16", 8) == FMA
+
+
+def test_tensor_cores_for_float32_are_a_value_error():
+    with pytest.raises(ValueError, match="^launch: got 'mma' for float32 and .* 16, want 'fma'"):
+        attend_pages(**arguments(launch=MMA))
 
 
 def test_too_many_query_heads_on_a_kv_head_are_a_value_error():

@@ -7,7 +7,7 @@ sums      lanes along head_dim, every token's V row times its weight
 
 import numpy as np
 
-from numbadsd.kernels import shared
+from numbadsd.kernels.cuda.attend_spec import TOKENS, softmax_shift
 from numbadsd.kernels.cuda.ops import (
     cuda,
     device,
@@ -15,7 +15,6 @@ from numbadsd.kernels.cuda.ops import (
     float32,
     fma,
     fmax,
-    int32,
     load1,
     shfl_xor,
     store1,
@@ -29,27 +28,25 @@ from numbadsd.kernels.cuda.tiles import (
     Row,
     make_dot_vector,
     make_load_vector,
+    make_row_base,
     unroll,
 )  # fmt: skip
 
-TOKENS = 16  # of a step
 LOADS = 8  # of 16 bytes that a lane starts before it uses the first
 _NEG_INF = float32(-np.inf)
 _ZERO = float32(0)
 
-softmax_shift = device(shared.softmax_shift)
 
-
-def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
-    """Return ``tile_step``; `is_last` allows that the split ends within these tokens."""
+def make_fma_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
+    """Return ``fma_step``; `is_last` allows that the split ends within these tokens."""
     multiply_keys = _make_multiply_keys(row, page_size, warp_heads, is_shared, is_last)
     start_values, add_values = _make_values(row, page_size, warp_heads, is_shared, is_last)
     quad_sums, held = QUAD_SUMS[warp_heads], _value_words(row)
 
     @device
-    def tile_step(
-        keys, values, tile_rows, query, first_query, weights, first_weight, corrections,
-        first_state, acc, maximum, denominator, token, left, lane,
+    def fma_step(
+        keys, values, tile_rows, query, first_query, scratch, first_weight, first_state, acc,
+        maximum, denominator, token, left, lane,
     ):  # fmt: skip
         """Add tokens [token, token + 16) to the lane's sums; return maximum and denominator.
 
@@ -72,50 +69,25 @@ def make_tile_step(row: Row, page_size: int, warp_heads: int, is_shared: bool, i
         correction = ex2(maximum - shift)
         low, high = ex2(low - shift), ex2(high - shift)
         if t < warp_heads:
-            store1(weights, first_weight + group * warp_heads + t, low)
-            store1(weights, first_weight + (group + QUAD_ROWS) * warp_heads + t, high)
+            store1(scratch, first_weight + group * warp_heads + t, low)
+            store1(scratch, first_weight + (group + QUAD_ROWS) * warp_heads + t, high)
             if group == 0:
-                store1(corrections, first_state + t, correction)
+                store1(scratch, first_state + t, correction)
         cuda.syncwarp()
         for h in range(warp_heads):
-            factor = load1(corrections, first_state + h)
+            factor = load1(scratch, first_state + h)
             for e in range(acc.shape[1]):
                 acc[h, e] = acc[h, e] * factor
-        add_values(words, values, tile_rows, weights, first_weight, acc, token, left, lane)
+        add_values(words, values, tile_rows, scratch, first_weight, acc, token, left, lane)
         cuda.syncwarp()
         return largest, fma(denominator, correction, low + high)
 
-    return tile_step
-
-
-def _make_row_base(row: Row, page_size: int):
-    """Return ``row_base(tile_rows, first, token)``: the first word of a token's row.
-
-    Where pages hold whole steps, a step that starts at `first` needs one look at the page list.
-    """
-    row_words = row.words
-
-    @device
-    def divide(place):
-        page = uint32(uint32(place) // uint32(page_size))
-        return int32(page), int32(uint32(place) - page * uint32(page_size))
-
-    @device
-    def one_page(tile_rows, first, token):
-        page, slot = divide(first)
-        return (load1(tile_rows, page) + (slot + token)) * row_words
-
-    @device
-    def any_page(tile_rows, first, token):
-        page, slot = divide(first + token)
-        return (load1(tile_rows, page) + slot) * row_words
-
-    return one_page if page_size % TOKENS == 0 else any_page
+    return fma_step
 
 
 def _make_multiply_keys(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_last: bool):
     """Return ``multiply_keys``: a lane's parts of the products of tokens g and g + 8, each head."""
-    row_base = _make_row_base(row, page_size)
+    row_base = make_row_base(row, page_size, TOKENS)
     load_vector = make_load_vector(row, row.chunk_words, is_shared)
     dot_vector, unpack = make_dot_vector(row), UNPACK[row.kv_dtype]
     vector, head_dim, is_whole = row.vector, row.head_dim, row.chunk_words == row.words
@@ -177,7 +149,7 @@ def _make_values(row: Row, page_size: int, warp_heads: int, is_shared: bool, is_
 
     They do acc[h, :] += weight of each token times its V row.
     """
-    row_base = _make_row_base(row, page_size)
+    row_base = make_row_base(row, page_size, TOKENS)
     load_vector = make_load_vector(row, row.column_words, is_shared)
     unpack, vector, lanes = UNPACK[row.kv_dtype], row.vector, row.lanes
     rows_at_once, per_lane = 32 // lanes, row.vectors_per_lane

@@ -1,0 +1,87 @@
+"""Float32 numbers as sums of halves, and rows as lanes share them, for products on tensor cores.
+
+A product of halves is exact and is added in float32; what costs accuracy is to round a query or a
+weight to a half. So it goes in as a sum: float16 keeps 11 bits, of two parts 22; bfloat16 keeps 8,
+of three parts 24. Every part but the last is the largest half below the rest, so that none but
+that of 0 is 0 and all have one sign: infinite keys and values then give what they give in float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from numbadsd.kernels.cuda.ops import (
+    bits_to_f32,
+    device,
+    f32_to_bits,
+    float32,
+    mma_bf16,
+    mma_f16,
+    pack_bf16,
+    pack_f16,
+    uint32,
+)
+
+# Weights are at most 1; the last part of a small one must not vanish among the float16 numbers.
+WEIGHT_SCALE = float32(2.0**15)
+WEIGHT_UNSCALE = float32(2.0**-15)
+
+
+def _make_part(kept_bits: int):
+    """Return ``part(x)``: the nearest number towards 0, not x itself, with so many bits."""
+    mask = 0xFFFFFFFF << (24 - kept_bits) & 0xFFFFFFFF
+
+    @device
+    def part(x):
+        bits = f32_to_bits(x)
+        return bits_to_f32(uint32((bits - min(bits, uint32(1))) & uint32(mask)))
+
+    return part
+
+
+@dataclass(frozen=True)
+class Halves:
+    """How one stored type multiplies.
+
+    Attributes
+    ----------
+    mma, pack, part : callable
+        The product of a warp; two numbers to a word; see `_make_part` (x is not negative).
+    num_parts : int
+        Of a number.
+    query_tiles : int
+        Products of 16 rows for eight heads: two parts fit in one.
+    is_scaled : bool
+        Whether queries have to be brought into the range of the type.
+    """
+
+    mma: Callable
+    pack: Callable
+    part: Callable
+    num_parts: int
+    query_tiles: int
+    is_scaled: bool
+
+
+HALVES = {
+    "float16": Halves(mma_f16, pack_f16, _make_part(11), 2, 1, True),
+    "bfloat16": Halves(mma_bf16, pack_bf16, _make_part(8), 3, 2, False),
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Words of a row that its lanes read at once, `count` neighbours each."""
+
+    row_word: int  # the first one's
+    first: int  # of a lane's words
+    count: int
+
+
+def pieces(row_words: int, lanes: int, counts: tuple[int, ...]) -> list[Piece]:
+    """Return how `lanes` lanes share a row, with as many neighbours each as fit."""
+    parts, word = [], 0
+    while word < row_words:
+        count = next(n for n in counts if n * lanes <= row_words - word)
+        parts.append(Piece(word, word // lanes, count))
+        word += count * lanes
+    return parts
