@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from numba import cuda  # noqa: F401 (before its parts)
-from numba.cuda import compiler, dispatcher, types
-from numba.cuda.cudadrv import devices
-
 from numbadsd.kernels.cache_folder import kernel_cache_folder
 from numbadsd.kernels.cuda.launch import Kernel
+from numbadsd.kernels.cuda.toolchain import (
+    as_numba_expects,
+    compiler,
+    devices,
+    dispatcher,
+    types,
+)
 
 _NUMBERS = {"f32": types.float32, "i32": types.int32, "u32": types.uint32, "i64": types.int64,
             "u16": types.uint16}  # fmt: skip
@@ -68,7 +71,8 @@ def _as_if_on(compute_capability: tuple[int, int]):
     try:
         for module, name, stand_in in places:
             setattr(module, name, stand_in)
-        yield
+        with as_numba_expects():
+            yield
     finally:
         for (module, name, _), original in zip(places, saved, strict=True):
             setattr(module, name, original)

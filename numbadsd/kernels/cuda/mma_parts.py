@@ -2,8 +2,9 @@
 
 A product of halves is exact and is added in float32; what costs accuracy is to round a query or a
 weight to a half. So it goes in as a sum: float16 keeps 11 bits, of two parts 22; bfloat16 keeps 8,
-of three parts 24. Every part but the last is the largest half below the rest, so that none but
-that of 0 is 0 and all have one sign: infinite keys and values then give what they give in float32.
+of three parts 24. Every part but the last is the largest half below the rest, so that all have one
+sign and none is 0 (of float16, for numbers of 1 or more): infinite keys and values then give what
+they give in float32.
 """
 
 from collections.abc import Callable

@@ -6,10 +6,8 @@ twin exists; indices do not wrap around. A product that must not be contracted w
 """
 
 from llvmlite import ir
-from numba import cuda
-from numba.cuda import cgutils, types
-from numba.cuda.extending import intrinsic
-from numba.cuda.types import float32, int32, int64, uint32
+
+from numbadsd.kernels.cuda.toolchain import cgutils, cuda, intrinsic, types
 
 __all__ = [
     "ballot", "bf16_high", "bf16_low", "bits_to_f32", "cuda", "device", "div_rn", "ex2",
@@ -19,6 +17,7 @@ __all__ = [
     "stream4", "to_bf16", "to_f16", "uint32",
 ]  # fmt: skip
 
+float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 _LLVM = {"r": _I32, "f": _F32}
 _NUMBA = {"r": types.uint32, "f": types.float32}
