@@ -1,6 +1,7 @@
 """What `gpu_check.py` measures, and what its steps share: one run of a step."""
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -123,19 +124,26 @@ class Run:
         """Say how the step stands; what it says last counts."""
         print(RESULT + json.dumps({"status": status, "figure": figure, "data": data}), flush=True)
 
-    def call(self, *command: object, seconds: float | None = None) -> tuple[int | None, str]:
-        """Run a command, its output going to the log; return its status (None: late) and output."""
+    def call(
+        self, *command: object, seconds: float | None = None, ask_s: float = 0.0
+    ) -> tuple[int | None, str]:
+        """Run a command, its output going to the log; return its status (None: late) and output.
+
+        A late one is ended; with `ask_s` it is interrupted so many seconds before that, and may
+        say what it knows.
+        """
         sys.stdout.flush()
         limit = self.left_s if seconds is None else min(seconds, self.left_s)
         with (self.out / "log.txt").open("ab+") as log:
             begin = log.seek(0, 2)
-            try:
-                status = subprocess.run(
-                    [*map(str, command)], stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=subprocess.STDOUT, timeout=limit,
-                ).returncode  # fmt: skip
-            except subprocess.TimeoutExpired:
-                status = None
+            with subprocess.Popen(
+                [*map(str, command)], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            ) as process:
+                status = _wait(process, limit - ask_s)
+                if status is None and ask_s:
+                    process.send_signal(signal.SIGINT)
+                    _wait(process, ask_s)
+                process.kill()
             log.seek(begin)
             return status, log.read().decode(errors="replace")
 
@@ -157,3 +165,11 @@ class Run:
         with (self.out / records_file).open("a") as records:
             records.write(json.dumps(record) + "\n")
         return record
+
+
+def _wait(process: subprocess.Popen, seconds: float) -> int | None:
+    """Return the status that a process ends with in time, None when it does not."""
+    try:
+        return process.wait(max(0.0, seconds))
+    except subprocess.TimeoutExpired:
+        return None

@@ -6,14 +6,14 @@ renewed: what counts is the last one before the step ends or is stopped.
 
 import gc
 import json
-import os
-import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic, perf_counter
 
+import _gpu_attend
 import _gpu_serving
+import _gpu_tests
 import _gpu_tools
 import _gpu_topk
 import click
@@ -26,7 +26,6 @@ from numbadsd.kernels.cuda.runtime import get_driver, why_unavailable
 from numbadsd.kernels.cuda.switch import SIMULATED
 
 _NO_GPU = "the simulator is no GPU"
-_TEST_NEEDS = {"elftools": "tests/bench/test_kernels.py"}  # no test for a GPU is in it
 _MOST_DIFFERENCE = {  # of outputs near 1; where scores are nearly equal other pages are right too
     "avg_max_abs_diff_dense_gpu_vs_dense_cpu": 1e-4,
     "avg_max_abs_diff_sparse_gpu_vs_sparse_cpu": 1e-2,
@@ -34,32 +33,6 @@ _MOST_DIFFERENCE = {  # of outputs near 1; where scores are nearly equal other p
 _HOST_STEPS, _HOST_WARMUP = 200, 5
 _SDPA_SHARE = 0.6  # of the time for torch; the rest is flex_attention's, which is compiled
 _SKIPPED_STATUS = 75  # of versus_torch_gpu.py
-
-
-def tests(run: Run) -> None:
-    """Run the tests that need a device."""
-    _run_tests(run)
-
-
-def shapes(run: Run) -> None:
-    """Run the kernel tests of every shape, which the simulator runs in the ordinary tests."""
-    os.environ["NUMBADSD_ALL_SHAPES"] = "1"
-    parallel = ("-p", "xdist", "-n", "8") if find_spec("xdist") else ()
-    _run_tests(run, "tests/kernels/cuda", *parallel)
-
-
-def _run_tests(run: Run, *arguments: str) -> None:
-    if SIMULATED:
-        return run.tell(_NO_GPU, "skipped")
-    missing = [f"--ignore={file}" for name, file in _TEST_NEEDS.items() if not find_spec(name)]
-    status, output = run.call(
-        sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-x", "--maxfail=20",
-        "--continue-on-collection-errors", "-p", "no:cacheprovider", *missing, *arguments,
-    )  # fmt: skip
-    counts = re.findall(r"^.*\d+ (?:passed|failed|error|skipped).* in [\d.]+s", output, re.M)
-    said = counts[-1].strip(" =") if counts else f"no counts, status {status}"
-    ran = status == 0 and "passed" in said  # a run that skipped everything has shown nothing
-    run.tell(said if status is not None else f"late: {said}", "ok" if ran else "failed")
 
 
 def kernels(run: Run) -> None:
@@ -272,9 +245,9 @@ def _on_device(array: np.ndarray):
 STEPS = {
     step.__name__.replace("_", "-"): step
     for step in (
-        _gpu_tools.versions, tests, kernels, reference, gqa, accuracy, torch, host, shapes,
-        _gpu_topk.topk, _gpu_serving.serving, _gpu_topk.topk_tune,
-        _gpu_tools.sanitizer, _gpu_tools.profile, _gpu_tools.sanitizer_target,
+        _gpu_tools.versions, _gpu_tests.tests, kernels, reference, gqa, accuracy, torch,
+        _gpu_attend.ways, host, _gpu_topk.topk, _gpu_serving.serving, _gpu_topk.topk_tune,
+        _gpu_tools.sanitizer, _gpu_tools.profile, _gpu_tests.shapes, _gpu_tools.sanitizer_target,
         _gpu_tools.profile_target,
     )
 }  # fmt: skip

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 import numpy as np
+from _gpu_attend import time_us
 from _gpu_cases import SEED, Run
 from tabulate import tabulate
 
@@ -118,12 +119,14 @@ def every_way() -> None:
 def _replay_us(rows: int, length: int, tuning: TopkTuning, replays: int) -> float:
     """Return the median microseconds of one replay, over several of many in a row."""
     driver = get_driver()
-    stream, scores = driver.stream(), np.random.default_rng(SEED).standard_normal(rows * length)
+    stream, rng = driver.stream(), np.random.default_rng(SEED)
+    scores = rng.standard_normal(rows * length, np.float32)
+    lengths = np.full(rows, length, np.int32)
     arrays = [driver.empty(rows * length, np.float32), driver.empty(rows, np.int32)]
     k = min(K, length // 2)
     out = driver.empty((rows, k), np.int32)
-    stream.upload(arrays[0], scores.astype(np.float32))
-    stream.upload(arrays[1], np.full(rows, length, np.int32))
+    stream.upload(arrays[0], scores)
+    stream.upload(arrays[1], lengths)
     size = topk_workspace_size(rows, length, tuning)
     workspace = driver.empty(size, np.int32) if size else None
 
@@ -133,12 +136,4 @@ def _replay_us(rows: int, length: int, tuning: TopkTuning, replays: int) -> floa
 
     call()
     stream.synchronize()
-    graph, samples = stream.capture(call), []
-    for _ in range(5 if replays > 1 else 1):
-        before = stream.record()
-        for _ in range(replays):
-            stream.replay(graph)
-        after = stream.record()
-        stream.synchronize()
-        samples.append(after.elapsed_ms(before) * 1e3 / replays)
-    return float(np.median(samples))
+    return time_us(stream, call, replays, replays > 1)

@@ -1,7 +1,10 @@
 """Everything that needs an NVIDIA GPU, in one command and a few minutes.
 
     python -m pip install --no-build-isolation --no-deps -e .
-    python bench_results/gpu_check.py [--out FOLDER] [--commit TEXT]
+    python bench_results/gpu_check.py [--out FOLDER] [--commit TEXT] [--only verify | measure]
+
+All steps want 15 minutes or more; `verify` (is it right?) and `measure` (is it fast?) fit in eight
+each. In less time every step gets its share.
 
 Each step (`--list`) is a process of its own with a time limit. One that fails or is late stops
 none of the others, each leaves time for those after it, and what no longer fits is named. The
@@ -18,7 +21,7 @@ folder holds, at most:
 It needs numba, numba-cuda with NVVM and nvJitLink, cuda-bindings, numpy, ml_dtypes, click,
 tabulate, tqdm, psutil, and pytest with hypothesis for the tests. Not needed: platformdirs (a
 stand-in takes its place where it is missing), greenlet (the simulator's), pyelftools (the test file
-that imports it is left out), plugins of pytest (switched off). What torch, ncu and
+that imports it is left out), plugins of pytest (switched off, but for xdist). What torch, ncu and
 compute-sanitizer would do is skipped where they are missing. Ends with status 1 when a step failed
 or was late.
 """
@@ -68,12 +71,13 @@ class Step:
 
 STEPS = (
     Step("versions", 40, 8, "packages, compilers, driver, device, clocks"),
-    Step("tests", 120, 30, "pytest -m gpu"),
+    Step("tests", 240, 90, "pytest -m gpu, in several processes"),
     Step("kernels", 90, 30, "compile and load each kernel: seconds, registers, local memory"),
     Step("reference", 75, 30, "dsd_bench at the reference's contexts, 32 heads x 128, float32"),
     Step("gqa", 110, 40, "dsd_bench at 32/8 heads x 128, float16, up to 131072 tokens x 32"),
     Step("accuracy", 90, 30, "dsd_bench with all four paths on structured data"),
     Step("torch", 120, 40, "torch's attention beside dense_gpu, same shapes, same process"),
+    Step("ways", 40, 20, "attention by multiply-adds and by tensor cores: which is faster where"),
     Step("host", 40, 15, "the host's share of a step"),
     Step("topk", 60, 25, "dsd_topk_bench at decode's rows and at long ones, torch.topk beside"),
     Step("serving", 90, 40, "dsd_continuous_bench at the reference's load, all fast options"),
@@ -84,6 +88,13 @@ STEPS = (
     Step("sanitizer-target", 60, 1, "what compute-sanitizer runs", hidden=True),
     Step("profile-target", 60, 1, "what ncu runs", hidden=True),
 )
+
+
+VERIFY = ("versions", "tests", "sanitizer", "shapes")
+GROUPS = {
+    "verify": VERIFY,
+    "measure": tuple(s.name for s in STEPS if not s.hidden and s.name not in VERIFY[1:]),
+}
 
 
 @dataclass
@@ -101,8 +112,9 @@ def chosen_steps(ctx, param, value: str | None) -> tuple[Step, ...]:
     """Return the steps that are named, in their order, or all that are not hidden."""
     if value is None:
         return tuple(step for step in STEPS if not step.hidden)
-    names = [name.strip() for name in value.split(",")]
-    known = [step.name for step in STEPS]
+    asked = [name.strip() for name in value.split(",")]
+    names = [name for one in asked for name in GROUPS.get(one, (one,))]
+    known = [*GROUPS, *(step.name for step in STEPS)]
     for name in names:
         if name not in known:
             raise click.BadParameter(f"got {name!r}, want some of {', '.join(known)}")
@@ -245,7 +257,13 @@ def table(outcomes: list[Outcome]) -> str:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write.")
 @click.option("--commit", help="Commit of this tree, where git does not know it.")
 @click.option("--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True)
-@click.option("--only", "steps", callback=chosen_steps, metavar="STEP[,STEP]", help="Some steps.")
+@click.option(
+    "--only",
+    "steps",
+    callback=chosen_steps,
+    metavar="STEP[,STEP]",
+    help="Some steps, verify or measure.",
+)
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=list_steps,
               help="Show the steps and end.")  # fmt: skip
 @click.option("--tiny", is_flag=True, hidden=True, help="Tiny shapes, as a simulator can do.")

@@ -62,13 +62,12 @@ def page_scores(queries, summaries, kind, share, sm_scale, dtype=np.float64):
 
 def select(scores, k, num_sink_pages=0, num_recent_pages=0):
     """Return the k selected positions of one unit, ascending, -1 at the tail; scores [P]."""
-    pages = len(scores)
-    value = [-np.inf if np.isnan(score) else float(score) for score in scores]
-    forced = set(range(min(num_sink_pages, pages)))
-    forced |= set(range(max(0, pages - num_recent_pages), pages))
-    by_rank = sorted(range(pages), key=lambda page: (page not in forced, -value[page], page))
-    chosen = sorted(by_rank[:k])
-    return np.array(chosen + [-1] * (k - len(chosen)), np.int32)
+    value = np.where(np.isnan(scores), -np.inf, scores).astype(np.float64)
+    is_free = np.full(len(value), True)
+    is_free[:num_sink_pages] = is_free[max(0, len(value) - num_recent_pages) :] = False
+    by_rank = np.lexsort((np.arange(len(value)), -value, is_free))  # what counts most is last
+    chosen = np.sort(by_rank[:k])
+    return np.concatenate([chosen, np.full(k - len(chosen), -1)]).astype(np.int32)
 
 
 def attention(queries, keys, values, sm_scale, dtype=np.float64):

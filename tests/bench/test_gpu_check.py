@@ -14,10 +14,20 @@ from numbadsd.kernels.cuda.runtime import why_unavailable
 FOLDER = Path(__file__).parents[2] / "bench_results"
 SCRIPT = FOLDER / "gpu_check.py"
 MOST_FILES = 7
-REHEARSED = ["versions", "reference", "gqa", "accuracy", "host", "topk", "serving", "topk-tune"]
+REHEARSED = [
+    "versions",
+    "reference",
+    "gqa",
+    "accuracy",
+    "ways",
+    "host",
+    "topk",
+    "serving",
+    "topk-tune",
+]
 ALL_STEPS = [
-    "versions", "tests", "kernels", "reference", "gqa", "accuracy", "torch", "host", "topk",
-    "serving", "topk-tune", "sanitizer", "profile", "shapes",
+    "versions", "tests", "kernels", "reference", "gqa", "accuracy", "torch", "ways", "host",
+    "topk", "serving", "topk-tune", "sanitizer", "profile", "shapes",
 ]  # fmt: skip
 
 # a step that tells something, starts a process, and then does as its name says
@@ -107,6 +117,16 @@ def test_without_time_every_step_is_named_and_none_runs(tmp_path):
 def test_the_list_has_the_steps_in_order():
     lines = check("--list").stdout.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ALL_STEPS
+
+
+def test_verify_and_measure_are_all_steps(module):
+    gpu_check = module("gpu_check")
+    verify, measure = (
+        [step.name for step in gpu_check.chosen_steps(None, None, name)]
+        for name in ("verify", "measure")
+    )
+    assert sorted({*verify, *measure}) == sorted(ALL_STEPS) and verify[0] == measure[0]
+    assert not set(verify[1:]) & set(measure[1:])
 
 
 def test_a_step_that_does_not_exist_is_refused():

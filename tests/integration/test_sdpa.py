@@ -26,6 +26,7 @@ from numbadsd.pages.device import device_pool_of
 from tests.builders import make_cache, random_queries, small_config
 
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
+GPU_TOLERANCE = TOLERANCE | {"float32": 1e-5}  # torch may multiply float32 there as parts in TF32
 EQUAL, RAGGED, LONE = (21, 21, 21), (9, 30, 9, 16, 1), (7,)
 GROUPED, PADDED = "groups of equal length", "padded, with a mask"
 
@@ -52,12 +53,12 @@ def batch(context_tokens, **changes):
     return cache, random_queries(config, len(context_tokens), 1), request_ids
 
 
-def assert_is_dense(result, arguments):
+def assert_is_dense(result, arguments, tolerance=TOLERANCE):
     """Fail unless outputs are those of our dense path, for the storage type."""
     cache, queries, request_ids = arguments
     want = make_path("dense_cpu", cache).decode(queries, request_ids).outputs
     assert result.outputs.dtype == np.float32
-    assert np.abs(result.outputs - want).max() <= TOLERANCE[cache.config.kv_dtype]
+    assert np.abs(result.outputs - want).max() <= tolerance[cache.config.kv_dtype]
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -271,5 +272,5 @@ def test_on_a_gpu_its_outputs_are_ours(torch, context_tokens, kv_dtype):
         pytest.skip("torch has no CUDA")
     arguments = batch(context_tokens, num_heads=4, num_kv_heads=2, kv_dtype=kv_dtype)
     result = find_attention(True).prepare(*arguments).decode(*arguments[1:])
-    assert_is_dense(result, arguments)
+    assert_is_dense(result, arguments, GPU_TOLERANCE)
     assert 0 < result.stages.kernel_ms and 0 < result.stages.total_ms

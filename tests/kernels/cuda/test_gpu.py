@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from numbadsd.kernels import shared
+from numbadsd.kernels.cuda.attend_spec import FMA, MMA
 from numbadsd.kernels.cuda.runtime import get_driver
 from numbadsd.kernels.cuda.switch import SIMULATED
 from numbadsd.kernels.cuda.topk_tuning import TopkTuning
@@ -66,6 +67,17 @@ def score_case(kind, dtype="float16", heads=16, kv_heads=4, seed=0):
 @EVERY_GROUP
 def test_dense_attention_equals_the_oracle(heads, kv_heads, dtype):
     attend_case(heads, kv_heads, dtype).check()
+
+
+@EVERY_GROUP
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("way", [FMA, MMA])
+def test_every_way_to_multiply_equals_the_oracle(way, dtype, heads, kv_heads):
+    case = attend_case(heads, kv_heads, dtype)
+    case.launch = way
+    case.check()
+    alone = case.run(selected=case.first_pages(heads, 257), k=257)
+    assert_same_bits(alone, case.run())
 
 
 @EVERY_DTYPE
@@ -179,8 +191,9 @@ def test_both_sides_select_alike(dtype, order):
     lengths = rng.integers(-1, 30_002, 40).astype(np.int32)
     for k in (1, 100, MAX_K):
         expected = topk(scores, lengths, k, sorted=order)
-        got = down(topk(up(scores), up(lengths), k, sorted=order))
-        np.testing.assert_array_equal(got, expected)
+        got = topk(up(scores), up(lengths), k, sorted=order)
+        get_driver().stream_of(0).synchronize()  # the default one: ours does not wait for it
+        np.testing.assert_array_equal(down(got), expected)
 
 
 def test_the_longest_row():
