@@ -15,10 +15,8 @@ from numbadsd.kernels.cuda.merge_splits import MergeSpec, merge_splits_kernel
 from numbadsd.kernels.cuda.prefill import fill_uniform_kernel
 from numbadsd.kernels.cuda.prompt_rows import attend_prompts_kernel
 from numbadsd.kernels.cuda.prompt_tiles import PromptSpec
-from numbadsd.kernels.cuda.score import query_factors_kernel
-from numbadsd.kernels.cuda.score_summed import score_summed_kernel
+from numbadsd.kernels.cuda.score import make_score_kernels
 from numbadsd.kernels.cuda.score_tiles import ScoreSpec
-from numbadsd.kernels.cuda.score_units import score_units_kernel
 from numbadsd.kernels.cuda.tables import (
     count_outside_kernel,
     pack_tables_kernel,
@@ -27,7 +25,7 @@ from numbadsd.kernels.cuda.tables import (
 from numbadsd.kernels.cuda.topk import topk_rows_kernel
 from numbadsd.kernels.cuda.topk_parts import DIGITS, count_digit_kernel, emit_parts_kernel
 from numbadsd.kernels.cuda.topk_sort import sort_selected_kernel
-from numbadsd.kernels.score_shape import REQUEST, score_shape
+from numbadsd.kernels.score_shape import score_shape
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,7 @@ def _score_kernels(shape: Shape) -> list[Kernel]:
     spec = ScoreSpec(
         shape.head_dim, shape.kv_dtype, scoring.arrays, shape.num_kv_heads, group, scoring.share
     )
-    is_summed = scoring.share == REQUEST
-    return [
-        query_factors_kernel(scoring.bound, scoring.arrays, is_summed),
-        score_summed_kernel(spec) if is_summed else score_units_kernel(spec),
-    ]
+    return list(make_score_kernels(spec, scoring.bound))
 
 
 def topk_kernels(dtype: str) -> list[Kernel]:

@@ -98,7 +98,7 @@ def make_mma_step(row: Row, halves: Halves, page_size: int, is_shared: bool, is_
 # ---- K and V from memory
 
 
-def _make_load_row(parts: list[Piece], is_shared: bool):
+def make_load_row(parts: list[Piece], is_shared: bool):
     """Return ``load_row(array, base, lane, words, r)``: a lane's words of a row to words[r]."""
     load = load4 if is_shared else stream4
 
@@ -124,7 +124,7 @@ def _make_load_row(parts: list[Piece], is_shared: bool):
 def _make_load_keys(row: Row, page_size: int, is_shared: bool, is_last: bool):
     """Return ``load_keys``: a lane's part of the rows g and g + 8."""
     row_base = make_row_base(row, page_size, TOKENS)
-    load_row = _make_load_row(key_pieces(row), is_shared)
+    load_row = make_load_row(key_pieces(row), is_shared)
 
     @device
     def load(i, keys, tile_rows, words, token, left, g, t):
@@ -139,7 +139,7 @@ def _make_load_keys(row: Row, page_size: int, is_shared: bool, is_last: bool):
 def _make_load_values(row: Row, page_size: int, is_shared: bool, is_last: bool):
     """Return ``load_values``: a lane's part of the rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9."""
     row_base = make_row_base(row, page_size, TOKENS)
-    load_row = _make_load_row(value_pieces(row), is_shared)
+    load_row = make_load_row(value_pieces(row), is_shared)
     count = row.words // VALUE_LANES
 
     @device

@@ -7,8 +7,9 @@ dot product of its summary with factors that are made once a step:
     kv_head             the largest of the group's scores
     query_head          each head's own score
 
-A block takes a request's pages [8 n i, 8 n (i + 1)); warps take different kv heads of eight pages
-at a time, four lanes a page (`tiles`: quads).
+A block takes a request's pages [8 n i, 8 n (i + 1)); warps take different kv heads of 8 or 16 pages
+at a time, four lanes a page (`tiles`: quads). Tensor cores multiply halves, where a list is not
+for the whole request; multiply-add instructions what is left.
 """
 
 from functools import cache
@@ -17,11 +18,20 @@ import numpy as np
 
 from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.launch import DeviceArray, Kernel, check_array, check_stored
-from numbadsd.kernels.cuda.ops import cuda, device, float32, int64, quotient
+from numbadsd.kernels.cuda.ops import (
+    cuda,
+    device,
+    float32,
+    int32,
+    int64,
+    load1,
+    quotient,
+    store1,
+)
+from numbadsd.kernels.cuda.score_parts import most_head_words, query_parts_kernel
 from numbadsd.kernels.cuda.score_summed import score_summed_kernel
 from numbadsd.kernels.cuda.score_tiles import ScoreSpec
 from numbadsd.kernels.cuda.score_units import score_units_kernel
-from numbadsd.kernels.cuda.tiles import QUAD_ROWS
 from numbadsd.kernels.score_shape import REQUEST, ScoreShape, score_shape
 
 FACTOR_THREADS = 128
@@ -40,21 +50,23 @@ def query_factors_kernel(bound: int, arrays: int, is_summed: bool) -> Kernel:
     """
 
     def query_factors(queries, factors, num_rows, group, head_dim):
-        block = cuda.blockIdx.x
+        block = int32(cuda.blockIdx.x)
         request = quotient(block, num_rows)
-        row = block - request * num_rows
-        heads = group if is_summed else 1
-        first = int64(block) * heads * head_dim  # rows x heads = H
-        for d in range(cuda.threadIdx.x, head_dim, FACTOR_THREADS):
+        row = int32(block - request * num_rows)
+        heads = group if is_summed else int32(1)
+        first = int64(block) * int32(heads * head_dim)  # rows x heads = H
+        base = (int64(request) * arrays * num_rows + row) * head_dim
+        d = int32(cuda.threadIdx.x)
+        while d < head_dim:
             one, two = _ZERO, _ZERO
             for h in range(heads):
-                q = queries[first + h * head_dim + d]
+                q = load1(queries, first + int32(h * head_dim + d))
                 one += _first_factor(bound, q)
                 two += _second_factor(bound, q)
-            place = (int64(request) * arrays * num_rows + row) * head_dim + d
-            factors[place] = one
+            store1(factors, base + d, one)
             if arrays == 2:
-                factors[place + int64(num_rows) * head_dim] = two
+                store1(factors, base + int32(num_rows * head_dim + d), two)
+            d = int32(d + FACTOR_THREADS)
 
     return Kernel(
         name=f"query_factors-{bound}-{arrays}-{int(is_summed)}",
@@ -68,7 +80,18 @@ def query_factors_kernel(bound: int, arrays: int, is_summed: bool) -> Kernel:
 
 def factors_size(batch: int, shape: ScoreShape, head_dim: int) -> int:
     """Return the float32 numbers of workspace that scoring a batch needs."""
-    return batch * shape.arrays * shape.factor_rows * head_dim
+    if shape.share == REQUEST:
+        return batch * shape.arrays * shape.factor_rows * head_dim
+    return batch * shape.factor_rows * most_head_words(shape.arrays, head_dim)
+
+
+def make_score_kernels(spec: ScoreSpec, bound: int) -> tuple[Kernel, Kernel]:
+    """Return the kernel that makes factors, and the one that scores pages with them."""
+    if spec.is_mma:
+        return query_parts_kernel(bound, spec), score_units_kernel(spec)
+    is_summed = spec.share == REQUEST
+    scores = score_summed_kernel(spec) if is_summed else score_units_kernel(spec)
+    return query_factors_kernel(bound, spec.arrays, is_summed), scores
 
 
 def score_pages(
@@ -99,17 +122,14 @@ def score_pages(
     stride, group = scores.shape[2], num_heads // shape.num_kv_heads
     if batch == 0 or stride == 0:
         return
-    is_summed = shape.share == REQUEST
-    stream.launch(
-        query_factors_kernel(shape.bound, shape.arrays, is_summed), batch * shape.factor_rows,
-        queries, workspace, shape.factor_rows, group, head_dim,
-    )  # fmt: skip
     spec = ScoreSpec(
         head_dim, str(summaries.dtype), shape.arrays, shape.num_kv_heads, group, shape.share
     )
-    kernel = score_summed_kernel if is_summed else score_units_kernel
-    chunks = -(-stride // (spec.passes * QUAD_ROWS))
+    make_factors, score = make_score_kernels(spec, shape.bound)
+    sizes = () if spec.is_mma else (shape.factor_rows, group, head_dim)
+    stream.launch(make_factors, batch * shape.factor_rows, queries, workspace, *sizes)
+    chunks = -(-stride // spec.block_pages)
     stream.launch(
-        kernel(spec), batch * chunks, workspace, summaries, page_indptr, page_ids,
-        scores, stride, chunks, np.float32(sm_scale),
+        score, batch * chunks, workspace, summaries, page_indptr, page_ids, scores, stride,
+        chunks, np.float32(sm_scale),
     )  # fmt: skip

@@ -5,38 +5,52 @@ from functools import cache
 import numpy as np
 
 from numbadsd.kernels.cuda.launch import LOADS_IN_FLIGHT, Kernel
-from numbadsd.kernels.cuda.ops import cuda, device, float32, int64, quotient
+from numbadsd.kernels.cuda.ops import (
+    cuda,
+    device,
+    float32,
+    int32,
+    int64,
+    load1,
+    quotient,
+    store1,
+)
 from numbadsd.kernels.cuda.score_tiles import (
     NUM_THREADS,
     NUM_WARPS,
     SCORE_PARAMETERS,
     ScoreSpec,
     make_row_scores,
+    row_loads,
 )
 from numbadsd.kernels.cuda.tiles import QUAD_ROWS, quad_sum
 
+_ROWS = 1  # of a quad
 _ZERO = float32(0)
 _NEG_INF = float32(-np.inf)
 
 
 def _make_score_page(spec: ScoreSpec):
     """Return ``score_page``: a page's score summed over the kv heads of a warp."""
-    row_scores = make_row_scores(spec, 1, True)
+    row_scores = make_row_scores(spec, 1, _ROWS, True)
     arrays, kv_heads, head_warps = spec.arrays, spec.num_kv_heads, spec.head_warps
-    head_dim, words = spec.head_dim, spec.row.words
+    head_dim, words, turns = spec.head_dim, spec.row.words, -(-spec.num_kv_heads // spec.head_warps)
+    page_words, sums_shape, num_rows = arrays * kv_heads * words, (_ROWS, 1), _ROWS
 
     @device
     def score_page(summaries, factors, first_factor, page, head_warp, t):
-        sums = cuda.local.array(1, float32)
-        sums[0] = _ZERO
-        for head in range(head_warp, kv_heads, head_warps):
-            for a in range(arrays):
-                base = ((page * arrays + a) * kv_heads + head) * words
-                row_scores(
-                    summaries, base, factors, first_factor + (a * kv_heads + head) * head_dim,
-                    sums, t,
-                )  # fmt: skip
-        return quad_sum(sums[0])
+        sums = cuda.local.array(sums_shape, float32)
+        bases = cuda.local.array(num_rows, int64)
+        sums[0, 0] = _ZERO
+        for turn in range(turns):
+            head = int32(head_warp + turn * head_warps)
+            if head < kv_heads:
+                for a in range(arrays):
+                    vector = int32(a * kv_heads + head)
+                    bases[0] = int64(page) * page_words + int32(vector * words)
+                    first = first_factor + int32(vector * head_dim)
+                    row_scores(summaries, bases, factors, first, sums, t)
+        return quad_sum(sums[0, 0])
 
     return score_page
 
@@ -52,47 +66,49 @@ def score_summed_kernel(spec: ScoreSpec) -> Kernel:
     Bytes     reads arrays G D e per page, once; factors through the L1 cache
     """
     score_page = _make_score_page(spec)
-    passes, head_warps = spec.passes, spec.head_warps
-    page_warps, block_pages = NUM_WARPS // head_warps, passes * QUAD_ROWS
+    block_pages, head_warps = spec.block_pages, spec.head_warps
+    page_warps = NUM_WARPS // head_warps
+    passes, turns = block_pages // QUAD_ROWS // page_warps, -(-block_pages // NUM_THREADS)
     request_factors = spec.arrays * spec.num_kv_heads * spec.head_dim
     parts_size = head_warps * block_pages
 
     def score_summed(factors, summaries, page_indptr, page_ids, scores, stride, chunks, scale):
         parts = cuda.shared.array(parts_size, float32)
-        thread, block = cuda.threadIdx.x, cuda.blockIdx.x
+        thread, block = int32(cuda.threadIdx.x), int32(cuda.blockIdx.x)
         request = quotient(block, chunks)
-        begin = (block - request * chunks) * block_pages
-        first_page = page_indptr[request]
-        count = page_indptr[request + 1] - first_page
-        lane, warp = thread & 31, thread >> 5
-        group, t = lane >> 2, lane & 3
-        head_warp, page_warp = warp % head_warps, warp // head_warps
-        for p in range(page_warp, passes, page_warps):
-            if begin + p * QUAD_ROWS < count:
-                place = p * QUAD_ROWS + group
-                page = int64(page_ids[first_page + min(begin + place, count - 1)])
-                score = score_page(
-                    summaries, factors, int64(request) * request_factors, page, head_warp, t
-                )
+        begin = int32((block - request * chunks) * block_pages)
+        first_page = load1(page_indptr, request)
+        count = int32(load1(page_indptr, request + 1) - first_page)
+        lane, warp = thread & int32(31), thread >> int32(5)
+        group, t = lane >> int32(2), lane & int32(3)
+        head_warp, page_warp = int32(warp % head_warps), int32(warp // head_warps)
+        first_factor = int64(request) * request_factors
+        for turn in range(passes):
+            here = int32((page_warp + turn * page_warps) * QUAD_ROWS)
+            if begin + here < count:
+                place = int32(here + group)
+                page = load1(page_ids, int32(first_page + min(begin + place, count - 1)))
+                score = score_page(summaries, factors, first_factor, page, head_warp, t)
                 if t == 0:
-                    parts[head_warp * block_pages + place] = score
+                    store1(parts, int32(head_warp * block_pages + place), score)
         cuda.syncthreads()
-        for i in range(thread, block_pages, NUM_THREADS):
-            position = begin + i
-            total = _ZERO
-            if position < count:
-                for other in range(head_warps):
-                    total += parts[other * block_pages + i]
-            if position < stride:
-                score = total * scale if position < count else _NEG_INF
-                scores[int64(request) * stride + position] = score
+        for turn in range(turns):
+            i = int32(thread + turn * NUM_THREADS)
+            if i < block_pages and begin + i < stride:
+                score = _NEG_INF
+                if begin + i < count:
+                    total = _ZERO
+                    for other in range(head_warps):
+                        total += load1(parts, int32(other * block_pages + i))
+                    score = total * scale
+                store1(scores, int64(request) * stride + int32(begin + i), score)
 
     return Kernel(
         name=f"score_summed-{spec.name}",
         function=score_summed,
-        parameters=SCORE_PARAMETERS,
+        parameters=("f32[]", *SCORE_PARAMETERS),
         num_threads=NUM_THREADS,
         max_registers=96,
-        load_bytes=spec.load_bytes,
+        load_bytes=16 * row_loads(spec, _ROWS),
         low_occupancy=LOADS_IN_FLIGHT,
     )

@@ -13,18 +13,19 @@ from tests.kernels.cuda.cases import ScoreCase, check_repeats, check_same_alone
 
 DTYPES = ("float32", "float16", "bfloat16")
 EVERY_KIND = pytest.mark.parametrize("kind", SUMMARIES)
+EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 EVERY_SHARE = pytest.mark.parametrize("share", SHARES)
 
 
 @EVERY_KIND
 @EVERY_SHARE
-@pytest.mark.parametrize("dtype", DTYPES)
+@EVERY_DTYPE
 def test_scores_equal_the_formula(kind, share, dtype):
     ScoreCase([1, 7, 0, 9], kind=kind, dtype=dtype, head_dim=32).check(share)
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 96, 128, 256])
-@pytest.mark.parametrize("dtype", DTYPES)
+@EVERY_DTYPE
 def test_every_head_dim(dtype, head_dim):
     for share, kind in (("request", "cuboid_mean"), ("query_head", "mean")):
         ScoreCase([3], kind=kind, head_dim=head_dim, dtype=dtype, seed=head_dim).check(share)
@@ -33,16 +34,25 @@ def test_every_head_dim(dtype, head_dim):
 @EVERY_SHARE
 @pytest.mark.parametrize(
     "heads, kv_heads",
-    [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (8, 1), (16, 1), (3, 3), (10, 5), (8, 8)],
+    [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (8, 1), (12, 1), (3, 3), (10, 5), (8, 8)],
 )
-def test_every_group_size(heads, kv_heads, share):
-    ScoreCase([5, 2], kind="mean_std", heads=heads, kv_heads=kv_heads, seed=heads).check(share)
+@EVERY_DTYPE
+def test_every_group_size(dtype, heads, kv_heads, share):
+    shape = dict(heads=heads, kv_heads=kv_heads, dtype=dtype)
+    ScoreCase([5, 2], kind="mean_std", seed=heads, **shape).check(share)
 
 
 @EVERY_SHARE
-@pytest.mark.parametrize("pages", [8, 63, 64, 65, 200])
-def test_the_seams_of_blocks_of_pages(pages, share):
-    ScoreCase([pages, 3], kind="mean", heads=2, kv_heads=1, seed=pages).check(share)
+@pytest.mark.parametrize("pages", [8, 15, 16, 17, 63, 64, 65, 200])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_seams_of_blocks_of_pages(dtype, pages, share):
+    ScoreCase([pages, 3], kind="mean", heads=2, kv_heads=1, dtype=dtype, seed=pages).check(share)
+
+
+@pytest.mark.parametrize("share", ["kv_head", "query_head"])
+def test_as_many_heads_as_shared_memory_holds(share):
+    shape = dict(heads=7, kv_heads=1, head_dim=128, dtype="bfloat16")
+    ScoreCase([5], kind="cuboid_mean", **shape).check(share)
 
 
 @EVERY_KIND
@@ -56,8 +66,9 @@ def test_an_empty_context_is_filled_with_minus_infinity(kind):
 
 
 @EVERY_SHARE
-def test_equal_pages_score_equal_bit_for_bit(share):
-    case = ScoreCase([37], kind="cuboid_mean", head_dim=80)
+@EVERY_DTYPE
+def test_equal_pages_score_equal_bit_for_bit(dtype, share):
+    case = ScoreCase([37], kind="cuboid_mean", head_dim=80, dtype=dtype)
     case.summaries[:] = case.summaries[0]
     row = case.run(share)[0].view(np.uint32)
     assert np.all(row == row[:, :1])
@@ -65,10 +76,37 @@ def test_equal_pages_score_equal_bit_for_bit(share):
 
 @EVERY_SHARE
 @pytest.mark.parametrize("heads, kv_heads", [(8, 2), (5, 1)])
-def test_a_request_scores_the_same_alone_and_in_any_batch(heads, kv_heads, share):
-    case = ScoreCase([9, 0, 70], kind="minmax", heads=heads, kv_heads=kv_heads, seed=8)
+@EVERY_DTYPE
+def test_a_request_scores_the_same_alone_and_in_any_batch(dtype, heads, kv_heads, share):
+    shape = dict(heads=heads, kv_heads=kv_heads, dtype=dtype)
+    case = ScoreCase([9, 0, 70], kind="minmax", seed=8, **shape)
     check_same_alone(case, ([0], [2, 1, 0]), lambda case, rows: [case.run(share, rows)])
     check_repeats(case.runs(share), 2)
+
+
+@EVERY_DTYPE
+def test_a_head_scores_the_same_beside_any_others(dtype):
+    case = ScoreCase([9], kind="minmax", heads=12, kv_heads=1, head_dim=48, dtype=dtype)
+    together = case.run("query_head")
+    case.queries[:, :4] = np.nan  # heads that are multiplied with them
+    some = case.run("query_head")
+    assert_same_bits(some[:, 4:], together[:, 4:])
+    alone = ScoreCase([9], kind="minmax", heads=1, kv_heads=1, head_dim=48, dtype=dtype)
+    alone.summaries, alone.page_ids = case.summaries, case.page_ids
+    for head in (4, 11):
+        alone.queries = case.queries[:, head : head + 1]
+        assert_same_bits(alone.run("kv_head"), together[:, head : head + 1])
+
+
+@EVERY_DTYPE
+@EVERY_KIND
+def test_heads_have_any_magnitude(kind, dtype):
+    case = ScoreCase([9], kind=kind, heads=5, kv_heads=1, dtype=dtype)
+    scores, factors = case.run("query_head"), np.float32(2) ** np.float32([0, 40, -40, 9, -80])
+    case.queries *= factors[:, None]
+    np.testing.assert_array_equal(case.run("query_head"), scores * factors[:, None])
+    case.queries[:, 1] = 0
+    assert np.all(case.run("query_head")[:, 1] == 0)
 
 
 @EVERY_SHARE
@@ -80,9 +118,11 @@ def test_a_longer_row_has_the_same_scores_and_then_minus_infinity(share):
 
 
 @EVERY_KIND
-def test_an_infinite_summary_gives_a_score_that_is_not_finite(kind):
-    case = ScoreCase([4], kind=kind)
+@EVERY_DTYPE
+def test_an_infinite_summary_gives_a_score_that_is_not_finite(dtype, kind):
+    case = ScoreCase([4], kind=kind, dtype=dtype)
     case.queries[:] = np.abs(case.queries) + np.float32(0.1)
+    case.queries[..., 1:4] = [1e-30, 2.0**-14, 1]  # parts of a number that 0 must not stand for
     case.summaries[case.page_ids[1]] = np.inf
     if kind == "mean":
         case.summaries[case.page_ids[2]] = -np.inf
@@ -96,8 +136,9 @@ def test_an_infinite_summary_gives_a_score_that_is_not_finite(kind):
 
 @EVERY_KIND
 @EVERY_SHARE
-def test_a_nan_stays_in_its_page(kind, share):
-    case = ScoreCase([4], kind=kind, heads=6)
+@EVERY_DTYPE
+def test_a_nan_stays_in_its_page(dtype, kind, share):
+    case = ScoreCase([4], kind=kind, heads=6, dtype=dtype)
     clean = case.run(share)
     case.summaries[case.page_ids[2]] = np.nan
     scores = case.run(share)
@@ -108,8 +149,9 @@ def test_a_nan_stays_in_its_page(kind, share):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("head", range(5))
-def test_a_head_that_is_no_number_makes_the_score_of_its_whole_unit_nan(head, value):
-    case = ScoreCase([4], kind="cuboid_mean", heads=10, kv_heads=2)
+@EVERY_DTYPE
+def test_a_head_that_is_no_number_makes_the_score_of_its_whole_unit_nan(dtype, head, value):
+    case = ScoreCase([4], kind="cuboid_mean", heads=10, kv_heads=2, dtype=dtype)
     case.queries[0, head] = value
     case.summaries[:, 0] = 0  # inf * 0
     assert np.all(np.isnan(case.run("request")))
@@ -122,8 +164,9 @@ def test_a_head_that_is_no_number_makes_the_score_of_its_whole_unit_nan(head, va
 
 
 @EVERY_SHARE
-def test_the_scale_multiplies_every_score(share):
-    case = ScoreCase([6], kind="minmax")
+@EVERY_DTYPE
+def test_the_scale_multiplies_every_score(dtype, share):
+    case = ScoreCase([6], kind="minmax", dtype=dtype)
     once = case.run(share)
     case.sm_scale *= 4  # a power of two: exact
     np.testing.assert_array_equal(case.run(share), 4 * once)
@@ -155,7 +198,7 @@ def test_the_scale_multiplies_every_score(share):
         ("share", "layer", "share: got 'layer', want one of request, kv_head"),
         ("scores", np.zeros((1, 3, 4), np.float32), "scores: got shape (1, 3, 4), want (1, 2, 4)"),
         ("scores", np.zeros((1, 2, 4)), "scores: got dtype float64, want float32"),
-        ("workspace", np.zeros(63, np.float32), "workspace: got 63 numbers, want 64"),
+        ("workspace", np.zeros(255, np.float32), "workspace: got 255 numbers, want 256"),
     ],
 )
 def test_a_wrong_argument_is_a_value_error(name, value, message):
@@ -169,7 +212,7 @@ def test_a_wrong_argument_is_a_value_error(name, value, message):
         sm_scale=0.25,
         scores=output((1, 2, 4), np.float32),
         stream=stream(),
-        workspace=output(64, np.float32),
+        workspace=output(256, np.float32),
     )
     score_pages(**arguments)
     changed = up(value) if isinstance(value, np.ndarray) else value
