@@ -193,7 +193,8 @@ def _tell_torch(run: Run, file: Path, notes: list[str]) -> None:
 def host(run: Run) -> None:
     """Compare a step's wall time, without events in it, with the time its kernels take.
 
-    Once with queries and outputs on the host, once with both on the device, as an engine has them.
+    Once with queries and outputs on the host, once with both on the device, as an engine has them:
+    then the host's part of a step overlaps the step before it, and what is left is what shows.
     """
     rows = []
     for case in run.sized(HOST):

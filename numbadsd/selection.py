@@ -1,5 +1,6 @@
 """`topk`: the k best scores of each row, for arrays of the CPU or of a GPU, to use on its own."""
 
+from contextlib import nullcontext
 from math import prod
 
 import numpy as np
@@ -39,11 +40,13 @@ def topk(scores, lengths, k: int, *, sorted="position", out=None, workspace=None
     sorted : {"position", "score", False}
         Ascending indices; descending scores; or no matter which (then ascending indices).
     out : array [rows, k] int32, optional
-        C-contiguous; filled and returned.
+        C-contiguous; filled and returned. On a GPU nobody waits for that: it is filled in the
+        order of the stream, and to be kept, given or new, until what reads it is done.
     workspace : device array [topk_workspace_bytes(rows, stride)] uint8, optional
-        Memory to work in, on a GPU. With `out` and `workspace` nothing is allocated, so that the
-        call can be captured in a graph, once it has run before; the graph may be replayed for
-        any lengths. Not used on the CPU.
+        Memory to work in, on a GPU, aligned to 16 bytes. With `out` and `workspace` nothing is
+        allocated, so that the call can be captured in a graph, once it has run before; the graph
+        may be replayed for any lengths. If None, memory is taken and given back in the order of
+        the stream, without a wait. Not used on the CPU.
     stream : optional
         On a GPU: what the work is given to, as a number, or as CuPy or torch have it. The default
         stream if None.
@@ -73,7 +76,10 @@ def topk(scores, lengths, k: int, *, sorted="position", out=None, workspace=None
 
 
 def topk_workspace_bytes(rows: int, stride: int) -> int:
-    """Return the bytes of `workspace` that `topk` needs on this machine's GPU."""
+    """Return the bytes of `workspace` that `topk` needs on this machine's GPU; mostly 0.
+
+    They have to be aligned to 16 bytes, as the start of an allocation always is.
+    """
     from numbadsd.kernels.cuda.topk import topk_workspace_size
 
     _check_cuda()
@@ -146,22 +152,22 @@ def _topk_on_device(scores, lengths, k: int, order: str, out, workspace, stream)
     stride = _row_stride(scores.shape, scores.strides)
     size = topk_workspace_size(rows, width)
     if workspace is not None:
-        workspace = _as_words(foreign_array("workspace", workspace, stream), size)
-    elif size:
-        workspace = driver.empty(size, np.int32)
-    topk_rows(
-        scores.as_device_array((rows - 1) * stride + width if rows else 0), stride, width,
-        lengths.as_device_array(rows), 0, 0, order, target.as_device_array(rows, k),
-        stream=stream, workspace=workspace,
-    )  # fmt: skip
+        memory = nullcontext(_as_words(foreign_array("workspace", workspace, stream), size))
+    else:
+        memory = driver.scratch(size, np.int32, stream) if size else nullcontext()
+    with memory as words:
+        topk_rows(
+            scores.as_device_array((rows - 1) * stride + width if rows else 0), stride, width,
+            lengths.as_device_array(rows), 0, 0, order, target.as_device_array(rows, k),
+            stream=stream, workspace=words,
+        )  # fmt: skip
     return out
 
 
 def _as_words(workspace: ForeignArray, size: int) -> DeviceArray:
-    """Return a workspace of bytes as `size` int32 elements; raise ValueError when it is smaller."""
+    """Return a workspace of bytes as `size` int32 elements; raise ValueError where it cannot be."""
     num_bytes = prod(workspace.shape) * workspace.dtype.itemsize
-    if num_bytes < 4 * size or not workspace.is_contiguous or workspace.address % 4:
-        got = f"{num_bytes} bytes"
-        want = f"at least {4 * size}, contiguous, at an address divisible by 4"
-        raise ValueError(f"workspace: got {got}, want {want}")
+    if num_bytes < 4 * size or not workspace.is_contiguous:
+        got = f"{num_bytes} bytes" if workspace.is_contiguous else "a strided array"
+        raise ValueError(f"workspace: got {got}, want at least {4 * size} contiguous bytes")
     return DeviceArray(workspace.address, (size,), np.int32, workspace.owner)

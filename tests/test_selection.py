@@ -1,5 +1,6 @@
 """`numbadsd.topk` on both sides: NumPy arrays, and device arrays of other libraries."""
 
+import gc
 import re
 
 import ml_dtypes
@@ -11,6 +12,7 @@ from numbadsd.kernels.cuda import exchange
 from numbadsd.kernels.cuda.topk_tuning import TopkTuning
 from tests import oracle
 from tests.device import down, get_driver, intact, output, stream, up, written
+from tests.pages.late import LateStream
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -45,21 +47,38 @@ class Foreign:
 
 
 class Capsuled:
-    """A device array that only DLPack can describe, as torch's bfloat16 ones."""
+    """A device array of a type that only DLPack has a word for; the interface may say a wrong one.
 
-    def __init__(self, host):
-        self.host, self.asked = host, []
+    As torch's bfloat16: to 2.4 it raises one of two errors, 2.5 says <f2, later ones <V2.
+    """
+
+    def __init__(self, host, typestr=TypeError, dtype=None):
+        self.host, self.asked, self._typestr, self.dtype = host, [], typestr, dtype
 
     @property
     def __cuda_array_interface__(self):
-        raise TypeError("Got unsupported ScalarType BFloat16")
+        if isinstance(self._typestr, type):
+            raise self._typestr("Got unsupported ScalarType BFloat16")
+        return interface_of(self.host, self._typestr)
 
     def __dlpack_device__(self):
         return (exchange.CUDA_DEVICES[0], 0)
 
     def __dlpack__(self, *, stream=None):
         self.asked.append(stream)
-        return self.host.__dlpack__()
+        if self.host.dtype != ml_dtypes.bfloat16:
+            return self.host.__dlpack__()
+        capsule = self.host.view(np.uint16).__dlpack__()  # NumPy makes none of bfloat16
+        exchange.tensor_in(capsule).type_code = 4
+        return capsule
+
+
+def interface_of(host, typestr):
+    """Return what `__cuda_array_interface__` says of memory."""
+    return {
+        "shape": host.shape, "strides": host.strides, "typestr": typestr, "version": 2,
+        "data": (host.ctypes.data, False),
+    }  # fmt: skip
 
 
 LENGTHS = np.array([40, 0, -1, 7, 8, 9, 100, 39], np.int32)
@@ -141,25 +160,90 @@ def test_dlpack_describes_what_the_cuda_interface_cannot():
         numbadsd.topk(Capsuled(bits.astype(np.uint32)), up(np.zeros(3, np.int32)), 4)
 
 
-def test_a_captured_call_is_replayed_for_other_lengths(monkeypatch):
-    """All ways of a row, by turns, in one graph; the workspace keeps what the run before left."""
+@pytest.mark.parametrize("typestr", [TypeError, KeyError, "<V2", "<f2", "<u2"])
+def test_bfloat16_is_taken_through_dlpack_whatever_the_interface_says(typestr):
+    scores = Capsuled(make_scores(3, 20, ml_dtypes.bfloat16), typestr, dtype="torch.bfloat16")
+    got = numbadsd.topk(scores, up(np.full(3, 18, np.int32)), 4, stream=77)
+    np.testing.assert_array_equal(down(got), expected(scores.host, [18] * 3, 4))
+    assert scores.asked == [get_driver().stream_of(77).handle]
+
+
+@pytest.mark.parametrize("typestr", ["<V2", "<f2", "<u2"])
+@pytest.mark.parametrize("called", ["torch.bfloat16", np.dtype(ml_dtypes.bfloat16)])
+def test_an_array_that_calls_itself_bfloat16_is_read_as_that(called, typestr):
+    memory = make_scores(3, 21, ml_dtypes.bfloat16)
+    foreign = Foreign(up(memory), (3, 20), (42, 2), typestr, offset=2)
+    foreign.dtype = called
+    got = numbadsd.topk(foreign, up(np.full(3, 20, np.int32)), 4)
+    np.testing.assert_array_equal(down(got), expected(memory[:, 1:], [20] * 3, 4))
+
+
+def test_two_bytes_of_anything_are_refused():
+    foreign = Foreign(up(np.zeros((2, 4), np.uint16)), (2, 4), typestr="<V2")
+    with pytest.raises(ValueError, match=r"^scores: got dtype \|V2, want float32, float16 or bf"):
+        numbadsd.topk(foreign, up(COUNTS), 2)
+
+
+@pytest.fixture
+def every_way(monkeypatch):
+    """Let short rows go every way."""
     tuning = TopkTuning(warp_length=16, block_length=64, part_length=64, blocks_a_multiprocessor=6)
     monkeypatch.setattr("numbadsd.kernels.cuda.topk.tuning_of", lambda capability: tuning)
+
+
+@pytest.mark.parametrize("has_workspace", [True, False])
+def test_a_captured_call_is_replayed_for_other_lengths(has_workspace, every_way):
+    """All ways of a row, by turns, in one graph; the workspace keeps what the run before left."""
     scores = make_scores(4, 300)
     lengths, out = np.array([300, 20, 3, 90], np.int32), output((4, 9), np.int32)
-    arrays = up(scores), up(lengths)
-    workspace = output(numbadsd.topk_workspace_bytes(4, 300), np.uint8)
-    assert workspace.size > 0
+    arrays, workspace = (up(scores), up(lengths)), None
+    if has_workspace:
+        workspace = output(numbadsd.topk_workspace_bytes(4, 300), np.uint8)
+        assert workspace.size > 0
     graph = stream().capture(
         lambda: numbadsd.topk(*arrays, 9, out=out, workspace=workspace, stream=stream())
     )
-    for turn in range(4):
+    for turn in range(4 if has_workspace else 2):
         lengths = np.roll(lengths, 1) if turn else lengths
         stream().upload(arrays[1], lengths)
         stream().fill(out.owner, 0xCD)
         stream().replay(graph)
         np.testing.assert_array_equal(written(out), expected(scores, lengths, 9))
-    assert intact(workspace)
+    assert workspace is None or intact(workspace)
+
+
+def test_without_a_workspace_its_memory_lives_until_the_work_is_done_and_nobody_waits(every_way):
+    late, calls, work = LateStream(), [], []
+    for seed in range(2):
+        scores, lengths = make_scores(2, 150, seed=seed), np.array([150, 90], np.int32)
+        arrays, out = (up(scores), up(lengths)), output((2, 9), np.int32)
+        calls.append((arrays, out, expected(scores, lengths, 9)))
+        numbadsd.topk(*arrays, 9, out=out, stream=late)
+        gc.collect()
+        work.append(len(late.pending))
+    assert work == [work[0], 2 * work[0]] and late.waits == 0
+    late.synchronize()
+    for _, out, want in calls:
+        np.testing.assert_array_equal(written(out), want)
+
+
+@pytest.mark.gpu
+def test_calls_on_two_streams_without_a_workspace_do_not_disturb_each_other():
+    """Several blocks a row; results dropped, nobody waits but at the end."""
+    streams = [get_driver().stream() for _ in range(2)]
+    cases = [make_scores(4, 200_000, seed=seed) for seed in range(2)]
+    lengths = np.array([200_000, 150_001, 40_000, 9], np.int32)
+    arrays = [(up(scores), up(lengths)) for scores in cases]
+    outs = [[output((4, 64), np.int32) for _ in cases] for _ in range(20)]
+    stream().synchronize()
+    for turn in outs:
+        for case, own, out in zip(arrays, streams, turn, strict=True):
+            numbadsd.topk(*case, 64, out=out, stream=own)
+    for own in streams:
+        own.synchronize()
+    for scores, chosen in zip(cases, zip(*outs, strict=True), strict=True):
+        for out in chosen:
+            np.testing.assert_array_equal(written(out), expected(scores, lengths, 64))
 
 
 ROW = np.zeros((2, 4), np.float32)
@@ -207,11 +291,17 @@ def test_arrays_of_two_sides_are_refused():
         numbadsd.topk(up(ROW), up(COUNTS), 2, out=np.zeros((2, 2), np.int32))
 
 
-def test_a_workspace_that_is_too_small_is_refused(monkeypatch):
-    tuning = TopkTuning(warp_length=1, block_length=2, part_length=1, blocks_a_multiprocessor=9)
-    monkeypatch.setattr("numbadsd.kernels.cuda.topk.tuning_of", lambda capability: tuning)
-    with pytest.raises(ValueError, match=r"workspace: got 8 bytes, want at least \d+, contig"):
-        numbadsd.topk(up(ROW), up(COUNTS), 2, workspace=up(np.zeros(8, np.uint8)))
+def test_a_workspace_that_does_not_fit_is_refused(every_way):
+    arrays, size = (up(make_scores(2, 300)), up(COUNTS)), numbadsd.topk_workspace_bytes(2, 300)
+    with pytest.raises(ValueError, match=f"^workspace: got 8 bytes, want at least {size} contig"):
+        numbadsd.topk(*arrays, 2, workspace=up(np.zeros(8, np.uint8)))
+    memory = get_driver().empty(2 * size + 16, np.uint8)
+    with pytest.raises(ValueError, match="^workspace: got a strided array, want at least"):
+        numbadsd.topk(*arrays, 2, workspace=Foreign(memory, (size,), (2,), "|u1"))
+    for beyond in (1, 4, 8):
+        with pytest.raises(ValueError, match="^workspace: got address 0x.*, want one divisible by"):
+            numbadsd.topk(*arrays, 2, workspace=memory[beyond:])
+    numbadsd.topk(*arrays, 2, workspace=memory[16:])
 
 
 class TorchStream:

@@ -34,7 +34,13 @@ class Before(NamedTuple):
 def run_figures(
     config: ContinuousBenchConfig, engine: Engine, runner: CacheBackend, before: Before
 ) -> dict:
-    """Return what is printed for a label: the reference system's keys in its order, then ours."""
+    """Return what is printed for a label: the reference system's keys in its order, then ours.
+
+    All times of the loop are the host's, one after the other, so that they add up. On a GPU with
+    no_outputs and timing disabled nobody waits for a step: its time on the device overlaps the
+    host's part of the next one, and what the host waits for is in run_batch, append and, after the
+    last step, run_batch again. With host_wall each step is waited for.
+    """
     stats = engine.stats
     ms = {name: spent / 1e6 for name, spent in stats.stages_ns.items()}
     total_ms = stats.total_ns / 1e6

@@ -144,10 +144,13 @@ def _device_backend(
 ) -> CacheBackend:
     # imported here: they need CUDA, which the CPU backend does without
     from numbadsd.decode.gpu_prefill import GpuPromptAttention
+    from numbadsd.decode.inputs import UniformQueries
     from numbadsd.pages.device import device_pool_of
     from numbadsd.serving.gpu_backend import DeviceBackend
 
     on_host = config.admission_mode == "cpu_cache"
+    makes_steps = bool(config.gpu_synthetic_decode_append)
+    makes_queries = makes_steps and not config.precompute_decode_payloads
     cache = PagedKvCache(config.model, num_pages, allocate_storage=on_host)
     mode = {"full_outputs": "debug", "outputs_only": "outputs", "no_outputs": "none"}
     options = {
@@ -157,26 +160,36 @@ def _device_backend(
     names = ("sparse_gpu", "dense_gpu") if config.is_sparse else ("dense_gpu",)
     paths = [make_path(name, cache, **options) for name in names]
     pool = device_pool_of(cache)
+    # who is preadmitted has a row before the loop, who is released late still has one
+    most_rows = len(requests) if config.preadmit_prompts else 2 * config.max_active_requests
+    pool.tables.reserve(min(len(requests), most_rows), 1)
     for path in paths[: 2 if config.gate_tokens else 1]:
-        _record_steps(path, config.max_active_requests, requests)
+        queries = UniformQueries(config.seed) if makes_queries else None
+        _record_steps(path, config.max_active_requests, requests, queries)
+    if makes_steps:
+        _record_appends(pool, config.max_active_requests, config.seed)
+    pool.stream.synchronize()
     pool.stats.reset()
     attention = GpuPromptAttention(pool, config.run_batch_output_mode != "no_outputs")
-    gate = {"short_path": paths[-1], "gate_tokens": config.gate_tokens, "on_outputs": on_outputs}
+    options = {
+        "short_path": paths[-1], "gate_tokens": config.gate_tokens, "on_outputs": on_outputs,
+        "waits": config.run_batch_timing_mode == "host_wall",
+    }  # fmt: skip
     if on_host:
-        return CacheBackend(cache, paths[0], tokens, attention, device_pool=pool, **gate)
+        return CacheBackend(cache, paths[0], tokens, attention, device_pool=pool, **options)
     return DeviceBackend(
         pool, paths[0], tokens, attention, seed=config.seed,
-        makes_prompts=config.admission_mode == "synthetic_gpu_prefill",
-        makes_steps=bool(config.gpu_synthetic_decode_append), **gate,
+        makes_prompts=config.admission_mode == "synthetic_gpu_prefill", makes_steps=makes_steps,
+        makes_queries=makes_queries, **options,
     )  # fmt: skip
 
 
-def _record_steps(path, max_active: int, requests: Sequence[Request]) -> None:
+def _record_steps(path, max_active: int, requests: Sequence[Request], queries) -> None:
     """Let a GPU path make its graphs before the loop, which would wait for them.
 
     One for each shape that steps are rounded to: batches up to the most that are active, contexts
     up to the longest. The longest ones come last, they are kept when there are too many; and
-    first, so that the tables have their final size.
+    first, so that the tables have their final size. `queries` of None are the host's.
     """
     cache, model = path.cache, path.config
     most_pages = max(pages_for(r.total_tokens, model.page_size) for r in requests)
@@ -190,9 +203,18 @@ def _record_steps(path, max_active: int, requests: Sequence[Request]) -> None:
     for batch, count in (*shapes[-1:], *shapes):
         for request_id in range(batch):  # the first is the longest
             _put_tokens(cache, request_id, 1 if request_id else count * model.page_size)
-        queries = np.zeros((batch, model.num_heads, model.head_dim), np.float32)
-        path.decode(queries, tuple(range(batch)))
+        zeros = np.zeros((batch, model.num_heads, model.head_dim), np.float32)
+        path.decode(zeros if queries is None else queries, tuple(range(batch)))
         cache.reset()
+
+
+def _record_appends(pool, max_active: int, seed: int) -> None:
+    """Let a device pool make its graphs of appends, one for each batch, as `_record_steps` does."""
+    for batch in _powers_of_two(1, min(max_active, pool.cache.pool.capacity_pages)):
+        for request_id in range(batch):
+            pool.cache.append_metadata(request_id, 0)
+        pool.append_synthetic(tuple(range(batch)), seed)
+        pool.cache.reset()
 
 
 def _powers_of_two(low: int, high: int) -> list[int]:

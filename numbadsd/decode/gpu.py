@@ -4,7 +4,7 @@ import numpy as np
 
 from numbadsd.config import check
 from numbadsd.decode.gpu_step import GpuStep, StepOptions, StepShape
-from numbadsd.decode.inputs import checked_queries, device_queries
+from numbadsd.decode.inputs import UniformQueries, checked_queries, device_queries
 from numbadsd.errors import IntegrityError
 from numbadsd.kernels.cuda.attend import MAX_TILE_HEADS
 from numbadsd.kernels.topk_shape import MAX_K
@@ -16,6 +16,7 @@ from numbadsd.types import DecodeResult
 MAX_HEAD_DIM = 256
 OUTPUT_MODES = ("none", "outputs", "debug")
 _KEPT_STEPS = 32  # shapes whose buffers and graphs are kept
+_NO_KERNELS = ("h2d", "launch", "d2h")  # parts of a step's time on the device
 
 
 class _GpuPath:
@@ -30,7 +31,9 @@ class _GpuPath:
     output_mode : {"outputs", "none", "debug"}
         What comes back: outputs and lse; nothing; or selected pages and scores as well.
     timing : bool
-        Measure the stages with events.
+        Measure the stages with events. Without, and with output mode "none", `decode` returns when
+        the step is started, and the host's part of the next one overlaps it: `synchronize` waits,
+        and raises what went wrong on the device (or a later call does).
     use_graph : bool
         False launches every kernel by itself, with the same bits.
     debug : bool
@@ -68,15 +71,16 @@ class _GpuPath:
             check(config.top_k_pages <= MAX_K, "top_k_pages", config.top_k_pages,
                   f"at most {MAX_K} on a GPU")  # fmt: skip
 
-    def decode(self, queries: np.ndarray, request_ids) -> DecodeResult:
+    def decode(self, queries: np.ndarray | UniformQueries, request_ids) -> DecodeResult:
         """Attend one query per request to that request's context.
 
         Parameters
         ----------
-        queries : ndarray [B, H, D] float32, or a device array of these
+        queries : ndarray [B, H, D] float32, a device array of these, or UniformQueries
             One query per request. With ``__cuda_array_interface__`` (a `DeviceArray`, CuPy, torch)
             nothing of the step depends on the host but the list of requests; what makes the
-            queries must have ended.
+            queries must have ended, and they stay as they are until the step has.
+            `UniformQueries` are made in the step.
         request_ids : sequence of int, length B
             Requests of the cache.
 
@@ -87,14 +91,14 @@ class _GpuPath:
             on the device, where `on_device` has it.
         """
         clock = StageClock()
-        has_queries = hasattr(queries, "__cuda_array_interface__")
-        as_checked = device_queries if has_queries else checked_queries
-        queries = as_checked(queries, request_ids, self.config)
+        queries, *source = self._checked(queries, request_ids)
         rows, max_pages = self.pool.tables.sync(request_ids)
         clock.lap("page_table")
-        if not len(queries):
+        if not len(rows):
             return self._empty_result(clock)
-        step = self._step(StepShape.holding(len(queries), max_pages, self.is_sparse, has_queries))
+        step = self._step(StepShape.holding(len(rows), max_pages, self.is_sparse, *source))
+        step.wait()
+        clock.lap("sync")
         step.write_inputs(queries, rows)
         clock.lap("h2d")
         if self.debug:
@@ -107,8 +111,20 @@ class _GpuPath:
         # the device works while the host still launches: what is left of both is one overhead
         parts_ns = {stage: int(ms * 1e6) for stage, ms in step.finish().items()}
         clock.lap_parts(parts_ns, rest="launch")
-        kernel_ns = sum(ns for stage, ns in parts_ns.items() if stage not in ("h2d", "d2h"))
+        kernel_ns = sum(ns for stage, ns in parts_ns.items() if stage not in _NO_KERNELS)
         return self._result(step, clock, kernel_ns / 1e6)
+
+    def synchronize(self) -> None:
+        """Wait for the steps so far."""
+        self.pool.stream.synchronize()
+
+    def _checked(self, queries, request_ids) -> tuple:
+        """Return the queries as a step takes them, where they come from, and their seed."""
+        if isinstance(queries, UniformQueries):
+            return None, "made", queries.seed
+        if hasattr(queries, "__cuda_array_interface__"):
+            return device_queries(queries, request_ids, self.config), "device"
+        return checked_queries(queries, request_ids, self.config), "host"
 
     def _step(self, shape: StepShape) -> GpuStep:
         """Return the step of a shape, made again when the tables have moved."""

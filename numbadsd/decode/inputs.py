@@ -1,11 +1,32 @@
 """What every path asks of its arguments."""
 
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
-from numbadsd.config import KV_DTYPES, ModelConfig, check
+from numbadsd.config import KV_DTYPES, ModelConfig, check, check_integer
 from numbadsd.kernels.cuda.launch import DeviceArray
+
+
+@dataclass(frozen=True)
+class UniformQueries:
+    """Queries that a GPU path makes in its step: those of `UniformTokens` for the next tokens.
+
+    Attributes
+    ----------
+    seed : int
+        Of the uniform workload, 0 .. 2**32 - 1.
+    """
+
+    seed: int
+
+    def __post_init__(self):
+        check_integer("seed", self.seed, 0, 2**32 - 1)
+
+    def __getitem__(self, places) -> "UniformQueries":
+        """Return those of a part of a batch: a request's query does not depend on the others."""
+        return self
 
 
 def checked_queries(queries: np.ndarray, request_ids, config: ModelConfig) -> np.ndarray:
@@ -23,6 +44,8 @@ def checked_queries(queries: np.ndarray, request_ids, config: ModelConfig) -> np
 def device_queries(queries, request_ids, config: ModelConfig) -> DeviceArray:
     """Return queries of any library's device array as a DeviceArray, or raise ValueError."""
     shape = (len(request_ids), config.num_heads, config.head_dim)
+    if isinstance(queries, DeviceArray) and queries.shape == shape and queries.dtype == np.float32:
+        return queries
     described = queries.__cuda_array_interface__
     got = f"shape {tuple(described['shape'])}, type {described['typestr']}"
     check(tuple(described["shape"]) == shape, "queries", got, f"shape {shape}")

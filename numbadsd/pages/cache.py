@@ -204,8 +204,7 @@ class PagedKvCache:
             self.table.remove(request_id)
         self.version += 1
         for mirror in self.mirrors:
-            for request_id, freed in zip(request_ids, pages, strict=True):
-                mirror.on_release(request_id, freed)
+            mirror.on_release(page_ids)
         return page_ids.size
 
     def reset(self) -> None:

@@ -11,6 +11,7 @@ from numbadsd.kernels.cuda.runtime import get_driver
 from numbadsd.kernels.cuda.tables import scatter_numbers
 from numbadsd.kernels.shared import KEY, VALUE
 from numbadsd.pages.cache import PagedKvCache
+from numbadsd.pages.device_append import AppendStep
 from numbadsd.pages.device_tables import DeviceTables
 from numbadsd.pages.layout import (
     Runs,
@@ -55,7 +56,8 @@ class DevicePagePool:
         self.stats = TransferStats()
         self._staging = Staging(self.driver, self.stream, self.stats)
         self._token_shape = (config.num_kv_heads, config.head_dim)
-        # K and V made on the device: kept, so that a step neither allocates nor waits
+        self._append_steps: dict[int, AppendStep] = {}  # by batch
+        # K and V of prompts made on the device: kept, so that most neither allocate nor wait
         self._generated = [self.driver.empty((1, *self._token_shape), np.float32) for _ in range(2)]
         shape = (num_pages, config.num_kv_heads, config.page_size, config.head_dim)
         self.keys = self.driver.empty(shape, KV_DTYPES[config.kv_dtype])
@@ -92,8 +94,8 @@ class DevicePagePool:
         """Write tokens, [tokens, G, D] each, that the cache has just stored."""
         self._append(keys, values, runs)
 
-    def on_release(self, request_id: int, page_ids: np.ndarray) -> None:
-        """Forget a request that the cache has forgotten."""
+    def on_release(self, page_ids: np.ndarray) -> None:
+        """Take note that the cache has freed pages."""
         self.mark_free(page_ids)
 
     def mark_free(self, page_ids: np.ndarray) -> None:
@@ -130,9 +132,20 @@ class DevicePagePool:
         check_integer("seed", seed, 0, MAX_SEED)
         self._check_on_device_only()
         request_ids = tuple(request_ids)
-        positions = self.cache.context_tokens(request_ids)
-        ids = self.cache.table.ids[self.cache.rows(request_ids)]
-        self._generate(ids, positions, seed, self._grow_step(request_ids))
+        rows, positions = self.cache.rows(request_ids), self.cache.context_tokens(request_ids)
+        runs = self.cache.append_step_metadata(request_ids)
+        if request_ids:
+            self.tables.locate(request_ids)
+            step = self._append_step(len(request_ids), seed)
+            step.run(self.cache.table.ids[rows], positions, *runs)
+
+    def _append_step(self, num_requests: int, seed: int) -> AppendStep:
+        """Return the step of a batch, made again when the tables have moved."""
+        batch = 1 << (num_requests - 1).bit_length()
+        step = self._append_steps.get(batch)
+        if step is None or (step.seed, step.generation) != (seed, self.tables.generation):
+            step = self._append_steps[batch] = AppendStep(self, batch, seed)
+        return step
 
     # ---- to the host
 
@@ -209,7 +222,7 @@ class DevicePagePool:
         if keys.dtype != self.keys.dtype:  # rounded here: half the bytes travel
             keys, values = keys.astype(self.keys.dtype), values.astype(self.keys.dtype)
         sent = self._staging.send(keys, values, *runs)
-        self._store(*sent)
+        self.store(*sent)
 
     def _generate(self, request_ids: np.ndarray, positions: np.ndarray, seed: int, runs) -> None:
         """Make random tokens on the device and write them."""
@@ -223,15 +236,16 @@ class DevicePagePool:
         tokens = [memory[: positions.size] for memory in self._generated]
         for target, kind in zip(tokens, (KEY, VALUE), strict=True):
             fill_uniform(target, seed, ids, places, kind, stream=self.stream)
-        self._store(*tokens, *sent)
+        self.store(*tokens, *sent)
 
     def _store_empty(self, page_ids: np.ndarray, counts: np.ndarray) -> None:
         """Make the summaries and token counts of pages that hold `counts` tokens."""
         no_tokens = np.empty((0, *self._token_shape), self.keys.dtype)
         nothing = np.zeros(page_ids.size + 1, np.int64)
-        self._store(*self._staging.send(no_tokens, no_tokens, page_ids, counts, nothing))
+        self.store(*self._staging.send(no_tokens, no_tokens, page_ids, counts, nothing))
 
-    def _store(self, keys, values, page_ids, first_slots, token_indptr) -> None:
+    def store(self, keys, values, page_ids, first_slots, token_indptr) -> None:
+        """Write tokens that are on the device, as `append_runs` takes them."""
         append_runs(
             keys, values, page_ids, first_slots, token_indptr, self.keys, self.values,
             self.config.summary, self.summaries, stream=self.stream, page_tokens=self.page_tokens,

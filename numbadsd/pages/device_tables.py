@@ -19,13 +19,18 @@ class DeviceTables:
     Only what changed travels: new page ids and new counts of a batch in one copy, written by one
     kernel. Rows and columns double when they do not suffice; `generation` tells that the memory has
     moved.
+
+    `sync` does it all. Who has a copy of his own to send calls `locate`, puts what `list_changes`
+    gives into that copy, and says `mark_sent` when it is on its way.
     """
 
     def __init__(self, cache, driver, stream, staging: Staging):
         self._cache, self._driver, self._stream = cache, driver, stream
         self._staging = staging
         self.generation = 0
-        self._last = (None, -1, None, 0)  # rows and version of the cache, and what sync returned
+        self._batch = self._rows = np.empty(0, np.int64)  # rows of the batch located last
+        self._version, self._max_pages = -1, 0  # of the cache then, and of the batch
+        self._is_current = False  # whether the device has that batch, of that version
         self._allocate(_FIRST_ROWS, _FIRST_PAGES)
         self._make_lists(_FIRST_NUMBERS)
 
@@ -35,6 +40,7 @@ class DeviceTables:
         self._num_rows, self._num_pages = num_rows, num_pages
         self._known = KnownRows(*(np.zeros(num_rows, np.int64) for _ in range(3)))
         self.generation += 1
+        self._is_current = False
 
     def _make_lists(self, size: int) -> None:
         """Take host memory for the numbers that a step sends."""
@@ -52,27 +58,42 @@ class DeviceTables:
         """Tokens of every row, [R] int32."""
         return self._memory[self._num_rows * self._num_pages :]
 
-    def sync(self, request_ids) -> tuple[np.ndarray, int]:
-        """Bring the rows of a batch up to date.
+    @property
+    def numbers(self) -> DeviceArray:
+        """Page ids and then tokens of all rows, flat, i32."""
+        return self._memory
+
+    def reserve(self, num_rows: int, num_pages: int) -> None:
+        """Take memory for so many rows of so many pages: who knows his load grows nothing later."""
+        self._grow(num_rows, num_pages)
+
+    def locate(self, request_ids) -> tuple[np.ndarray, int]:
+        """Find the rows of a batch, for which the memory has room then.
 
         Returns
         -------
         rows : ndarray [B] int32
-            The row of each request.
+            The row of each request; the same array for the same batch.
         max_pages : int
             The most pages of any of them.
         """
-        cache_rows, version = self._cache.rows(request_ids), self._cache.version
-        last_rows, last_version, rows, max_pages = self._last
-        if cache_rows is last_rows and version == last_version:
-            return rows, max_pages
-        tokens = self._cache.table.arrays.row_tokens[cache_rows]
-        max_pages = pages_for(int(tokens.max(initial=0)), self._cache.config.page_size)
-        self._grow(int(cache_rows.max(initial=-1)) + 1, max_pages)
-        self._send(cache_rows)
-        rows = cache_rows.astype(np.int32)
-        self._last = (cache_rows, version, rows, max_pages)
-        return rows, max_pages
+        batch, version = self._cache.rows(request_ids), self._cache.version
+        if batch is not self._batch:
+            self._batch, self._rows, self._version = batch, batch.astype(np.int32), -1
+        if version != self._version:
+            tokens = self._cache.table.arrays.row_tokens[batch]
+            self._max_pages = pages_for(int(tokens.max(initial=0)), self._cache.config.page_size)
+            self._is_current = False
+            self._grow(int(batch.max(initial=-1)) + 1, self._max_pages)
+            self._version = version
+        return self._rows, self._max_pages
+
+    def sync(self, request_ids) -> tuple[np.ndarray, int]:
+        """Locate a batch and bring its rows on the device up to date."""
+        located = self.locate(request_ids)
+        if not self._is_current:
+            self._send()
+        return located
 
     def _grow(self, wanted_rows: int, max_pages: int) -> None:
         num_rows, num_pages = self._num_rows, self._num_pages
@@ -84,28 +105,40 @@ class DeviceTables:
             self._stream.synchronize()  # the old memory may still be read
             self._allocate(num_rows, num_pages)
 
-    def _send(self, rows: np.ndarray) -> None:
-        """Send new page ids and token counts of rows."""
-        table, size = self._cache.table, self._cache.config.page_size
-        count, faulty_row = self._list_changes(rows)
+    def _send(self) -> None:
+        """Send new page ids and token counts of the batch."""
+        count = self.list_changes(self._places, self._numbers)
         if count > self._places.size:
             self._make_lists(1 << (count - 1).bit_length())
-            count, faulty_row = self._list_changes(rows)
-        if faulty_row >= 0:
-            self._explain(int(table.ids[faulty_row]))
+            self.list_changes(self._places, self._numbers)
         if count:
             sent = self._staging.send(self._places[:count], self._numbers[:count])
             scatter_numbers(self._memory, *sent, stream=self._stream)
-            # a fault above leaves them to be sent again
-            mark_known(rows, table.arrays, table.serials, self._known, size)
+        self.mark_sent()
 
-    def _list_changes(self, rows: np.ndarray) -> tuple[int, int]:
+    def list_changes(self, places: np.ndarray, numbers: np.ndarray) -> int:
+        """List what the device lacks of the batch: numbers[i] at places[i] of `numbers`.
+
+        Returns how many there are; when they are more than fit, the lists are of no use.
+        """
+        if self._is_current:
+            return 0
         table, pool = self._cache.table, self._cache.pool
         shape = (self._num_rows, self._num_pages, pool.capacity_pages)
-        return list_changes(
-            rows, table.arrays, table.serials, self._known, self._cache.config.page_size, shape,
-            self._places, self._numbers,
+        count, faulty_row = list_changes(
+            self._batch, table.arrays, table.serials, self._known, self._cache.config.page_size,
+            shape, places, numbers,
         )  # fmt: skip
+        if faulty_row >= 0:
+            self._explain(int(table.ids[faulty_row]))
+        return count
+
+    def mark_sent(self) -> None:
+        """Note that the device gets what was listed; until then it would be listed again."""
+        table, size = self._cache.table, self._cache.config.page_size
+        if not self._is_current:
+            mark_known(self._batch, table.arrays, table.serials, self._known, size)
+            self._is_current = True
 
     def _explain(self, request_id: int) -> None:
         """Raise IntegrityError for a request with pages that are none of the pool's."""

@@ -13,5 +13,5 @@ class PageMirror(Protocol):
     def on_store(self, keys: np.ndarray, values: np.ndarray, runs: Runs) -> None:
         """Tokens were stored, [tokens, G, D] each."""
 
-    def on_release(self, request_id: int, page_ids: np.ndarray) -> None:
-        """A request was forgotten, its pages are free."""
+    def on_release(self, page_ids: np.ndarray) -> None:
+        """Requests were forgotten, their pages are free."""

@@ -1,13 +1,14 @@
-"""Host memory to a device: page-locked, double-buffered, counted."""
+"""Host memory to a device: page-locked, guarded by events, counted."""
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from numbadsd.kernels.cuda.launch import DeviceArray
 
 LARGE_BYTES = 1 << 20  # a call that moves this much counts as large
-_ALIGNMENT = 16  # of every array in a staging buffer
+_ALIGNMENT = 16  # of every array that travels with others
 _FIRST_BYTES = 1 << 16
 
 
@@ -37,6 +38,50 @@ class TransferStats:
     def reset(self) -> None:
         """Count from zero."""
         self.__init__()
+
+
+class Block:
+    """Arrays that cross between host and device together, at places that never change.
+
+    Attributes
+    ----------
+    host, device : ndarray and DeviceArray of bytes
+        All of them, each aligned to 16 bytes.
+    on_host, on_device : dict
+        Each of them by name.
+    """
+
+    def __init__(self, driver, arrays: dict[str, tuple[tuple, type]]):
+        starts, end = [], 0
+        for shape, dtype in arrays.values():
+            starts.append(end)
+            end += -(-prod(shape) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
+        self.host, self.device = driver.pinned(end, np.uint8), driver.empty(end, np.uint8)
+        self.on_host, self.on_device = {}, {}
+        for start, (name, (shape, dtype)) in zip(starts, arrays.items(), strict=True):
+            array = DeviceArray(self.device.address + start, shape, dtype, self.device)
+            part = self.host[start : start + array.nbytes]
+            self.on_device[name], self.on_host[name] = array, part.view(dtype).reshape(shape)
+        self._read = None
+
+    def end_of(self, name: str) -> int:
+        """Return the bytes up to the end of an array."""
+        array = self.on_device[name]
+        return array.address + array.nbytes - self.device.address
+
+    def wait(self) -> None:
+        """Wait until the host's memory may be written: the work before the last `guard` is done."""
+        if self._read is not None:
+            self._read.synchronize()
+
+    def send(self, stream, stats: TransferStats) -> None:
+        """Copy all of it to the device; `guard` it then."""
+        stream.upload(self.device, self.host)
+        stats.count_h2d(self.host.size)
+
+    def guard(self, stream) -> None:
+        """Let the next `wait` be for the work that the stream has now."""
+        self._read = stream.record(self._read)
 
 
 @dataclass
@@ -76,7 +121,7 @@ class Staging:
             host[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self._stream.upload(buffer.device[:end], buffer.host[:end])
         self._stats.count_h2d(end)
-        buffer.copied = self._stream.record()
+        buffer.copied = self._stream.record(buffer.copied)
         return [
             DeviceArray(buffer.device.address + start, array.shape, array.dtype, buffer.device)
             for start, array in zip(starts, arrays, strict=True)

@@ -71,6 +71,9 @@ class Backend(Protocol):
     def release(self, request_ids: Sequence[int]) -> None:
         """Forget requests and free their pages; those that hold none are passed over."""
 
+    def wait(self) -> None:
+        """Wait until all that was asked for is done: a device may be behind."""
+
 
 class CacheBackend:
     """Steps over a `PagedKvCache` and decode paths of the CPU.
@@ -93,6 +96,9 @@ class CacheBackend:
         Called with (request ids, positions, outputs [n, H, D]) of each decode.
     device_pool : DevicePages, optional
         Pages on a GPU that follow the cache.
+    waits : bool
+        Wait for each decode, also where its path leaves the device to itself: then a step's time is
+        the device's too. Without, the host's part of a step may overlap the step before it.
     """
 
     def __init__(
@@ -106,9 +112,10 @@ class CacheBackend:
         gate_tokens: int = 0,
         on_outputs: Callable | None = None,
         device_pool: DevicePages | None = None,
+        waits: bool = False,
     ):
         self.cache, self.times = cache, DecodeTimes()
-        self.device_pool = device_pool
+        self.device_pool, self._waits = device_pool, waits and device_pool is not None
         self.admission_transfers = TransferStats()  # those of prompts
         self.gated_tokens = 0  # decoded by `short_path`
         self._path, self._short_path, self._gate_tokens = path, short_path, gate_tokens
@@ -174,9 +181,11 @@ class CacheBackend:
         ids.fill(request_id)
         return ids, positions
 
-    def _step_rows(self, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return room for the tokens of a step: no keys and values where nobody asks for them."""
-        return self._rows(num_tokens)
+    def _make_step(self, positions: np.ndarray) -> tuple:
+        """Return queries, keys and values of the batch's tokens at these positions."""
+        queries, keys, values = self._rows(positions.size)
+        self._tokens.make(self._id_array, positions, queries, keys, values)
+        return queries, keys, values
 
     def _store_prompt(self, request_id: int, keys: np.ndarray, values: np.ndarray) -> None:
         self.cache.append_tokens(request_id, keys, values)
@@ -206,13 +215,14 @@ class CacheBackend:
         """Attend one token of each request to what is before it, and append it."""
         if request_ids is not self._ids:  # the same tuple while nobody joins or leaves
             self._ids, self._id_array = request_ids, np.array(request_ids, np.int64)
-        queries, keys, values = self._step_rows(len(request_ids))
-        self._tokens.make(self._id_array, positions, queries, keys, values)
+        queries, keys, values = self._make_step(positions)
         lap("payload")
         if self._gate_tokens and positions.min() < self._gate_tokens:
             self._decode_apart(queries, positions)
         else:
             self._decode_by(self._path, queries, request_ids, positions)
+        if self._waits:
+            self.device_pool.stream.synchronize()
         lap("decode")
         self._store_step(request_ids, keys, values)
         lap("append")
@@ -236,3 +246,8 @@ class CacheBackend:
     def release(self, request_ids: Sequence[int]) -> None:
         """Forget requests and free their pages; those that hold none are passed over."""
         self.cache.release_many([r for r in request_ids if r in self.cache])
+
+    def wait(self) -> None:
+        """Wait until all that was asked for is done."""
+        if self.device_pool is not None:
+            self.device_pool.stream.synchronize()

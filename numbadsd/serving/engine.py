@@ -83,10 +83,7 @@ class Engine:
             self._prewritten_pages += pages
 
     def stop(self) -> None:
-        """Finish what is active and start nothing more; called again, end that too.
-
-        It only takes note, so that a signal handler may call it in the middle of anything.
-        """
+        """Finish what is active, start nothing more; again: end that. For signal handlers, too."""
         self._num_stops += 1
 
     def cancel(self, request_id: int) -> bool:
@@ -120,6 +117,7 @@ class Engine:
                 elif arrived < len(requests):
                     self._wait_for(requests[arrived])
                 else:
+                    self._settle()
                     break
         finally:
             self._release_late()
@@ -148,6 +146,14 @@ class Engine:
         with suppress(InterruptedError):  # the clock's sleep was told of a stop
             self.clock.wait_until(request.arrival)
         self._lap("idle")
+
+    def _settle(self) -> None:
+        """Wait for what the backend still does of the last steps."""
+        try:
+            self.backend.wait()
+        except Exception as error:
+            raise EngineError(self.stats.num_steps, error, 0, 0) from error
+        self._lap("decode")
 
     # ---- a step
 
@@ -288,10 +294,7 @@ class Engine:
         stages = {
             name: (spent - before[name]) * 1e-9 for name, spent in self.stats.stages_ns.items()
         }
-        counts = {
-            "active": self.scheduler.num_active,
-            "waiting": self.scheduler.num_waiting,
-            "decoding": len(plan.decode),
-            "pages": self.scheduler.budget.used_pages,
-        }
+        scheduler = self.scheduler
+        counts = {"active": scheduler.num_active, "waiting": scheduler.num_waiting,
+                  "decoding": len(plan.decode), "pages": scheduler.budget.used_pages}  # fmt: skip
         self._timeline.add_step(plan.number, began_s, stages, counts)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from numbadsd.decode.inputs import UniformQueries
 from numbadsd.decode.path import DecodePath
 from numbadsd.pages.device import DevicePagePool
 from numbadsd.serving.backend import CacheBackend
@@ -24,8 +25,9 @@ class DeviceBackend(CacheBackend):
         What the model would say.
     seed : int
         Of tokens that are made on the device: those of `tokens`.
-    makes_prompts, makes_steps : bool
-        Whether the device makes the tokens of prompts, and those that decode appends.
+    makes_prompts, makes_steps, makes_queries : bool
+        Whether the device makes the tokens of prompts, those that decode appends, and the queries
+        of steps whose tokens it appends: then names of requests travel, and nothing else.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class DeviceBackend(CacheBackend):
         seed: int = 0,
         makes_prompts: bool = False,
         makes_steps: bool = False,
+        makes_queries: bool = False,
         **options,
     ):
         super().__init__(pool.cache, path, tokens, attention, device_pool=pool, **options)
         self.pool, self._seed = pool, seed
         self._makes_prompts, self._makes_steps = makes_prompts, makes_steps
+        self._made_queries = UniformQueries(seed) if makes_steps and makes_queries else None
 
     def _write_prompts(self, chunks: Sequence[Chunk], lap: Callable[[str], None]) -> None:
         if not self._makes_prompts:
@@ -54,12 +58,16 @@ class DeviceBackend(CacheBackend):
     def _store_prompt(self, request_id: int, keys: np.ndarray, values: np.ndarray) -> None:
         self.pool.upload_prompt(request_id, keys, values)
 
-    def _step_rows(self, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        queries, keys, values = super()._step_rows(num_tokens)
-        count = 0 if self._makes_steps else num_tokens
-        return queries, keys[:count], values[:count]
+    def _make_step(self, positions: np.ndarray) -> tuple:
+        if not self._makes_steps:
+            return super()._make_step(positions)
+        if self._made_queries is not None:
+            return self._made_queries, None, None
+        queries, keys, values = self._rows(positions.size)
+        self._tokens.make(self._id_array, positions, queries, keys[:0], values[:0])
+        return queries, None, None
 
-    def _store_step(self, request_ids, keys: np.ndarray, values: np.ndarray) -> None:
+    def _store_step(self, request_ids, keys, values) -> None:
         if self._makes_steps:
             self.pool.append_synthetic(request_ids, self._seed)
         else:

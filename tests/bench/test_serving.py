@@ -359,6 +359,17 @@ def test_a_backend_that_fails_before_the_loop_is_an_error_too(broken):
     assert results["total_generated_tokens"] == 0
 
 
+def test_a_device_that_fails_behind_the_last_step_is_an_error_too(monkeypatch):
+    def fail(self):
+        raise OSError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr("numbadsd.bench.serving.warm_up", lambda *arguments: None)
+    monkeypatch.setattr(CacheBackend, "wait", fail)
+    results, run = figures_of(CONFIG)
+    assert "failed (OSError: CUDA_ERROR_ILLEGAL_ADDRESS)" in results["error"]
+    assert run["total_ms"] > 0 and "serial_sparse_total_ms" not in results
+
+
 def test_a_backend_that_fails_in_the_serial_run_leaves_the_continuous_one(broken):
     results = broken(CONFIG, "decode", 12)
     assert "fell off" in results["error"] and results["serving"]["completed"] == 6
@@ -378,6 +389,7 @@ GPU_MODES = {
     "stored queries": {"precompute_decode_payloads": 1, "gpu_synthetic_decode_append": 1},
     "dense": {"admission_mode": 1, "gpu_synthetic_decode_append": 1, "benchmark_mode": 1},
     "gate": {"gate_tokens": 8},
+    "all synthetic, gate": {"gate_tokens": 8, "gpu_synthetic_decode_append": 1},
     "packed": {"prefill": "packed", "prefill_chunk_tokens": 6, "admission_mode": 2},
     "blocking": {"prefill": "blocking", "admission_mode": 0},
 }

@@ -33,8 +33,7 @@ from tests.decode.checks import (
     rows_of,
     write_page_id,
 )
-from tests.device import down, up
-from tests.pages.checks import count_allocations, download, transfers_of
+from tests.pages.checks import count_allocations, download
 from tests.pages.late import use_late_streams
 
 T = 4  # page_size of small_config
@@ -453,45 +452,3 @@ def test_queries_and_ids_of_other_types_are_read_right():
     assert_same_bits(path.decode(np.repeat(Q, 2, axis=1)[:, ::2], (1, 0)), expected)
     assert_same_bits(path.decode(Q.astype(np.float64), np.array([1, 0])), expected)
     assert_same_bits(path.decode(Q, range(1, -1, -1)), expected)
-
-
-# ---- queries and outputs that stay on the device
-
-
-@EVERY_PATH
-def test_queries_on_the_device_give_the_same_bits_and_nothing_of_them_travels(name):
-    cache, _, _, queries, ids = made()
-    expected = make_path(name, cache).decode(queries, ids)
-    path = make_path(name, cache, output_mode="none")
-    for _ in range(2):
-        path.decode(up(queries), ids)  # the first one records
-    calls, num_bytes, downloads = transfers_of(path.pool, lambda: path.decode(up(queries), ids))
-    assert (calls, num_bytes, downloads) == (1, 16, 0)  # rows of three requests, padded
-    on_device = path.decode(up(queries), ids).on_device
-    np.testing.assert_array_equal(down(on_device["outputs"]), expected.outputs)
-    np.testing.assert_array_equal(down(on_device["lse"]), expected.lse)
-    assert ("selected" in on_device) == (name == "sparse_gpu")
-
-
-@pytest.mark.parametrize(
-    ("queries", "match"),
-    [
-        (np.zeros((2, 2, 16), np.float32), r"queries: got .shape \(2, 2, 16\)"),
-        (np.zeros((3, 2, 16), np.float16), "queries: got .*<f2|queries: got .*u2"),
-    ],
-)
-def test_wrong_queries_on_the_device_are_refused(queries, match):
-    cache, _, _, _, ids = made()
-    with pytest.raises(ValueError, match=match):
-        make_path("dense_gpu", cache).decode(up(queries), ids)
-
-
-def test_device_queries_with_gaps_are_refused():
-    cache, _, _, queries, ids = made()
-    array = up(queries)
-
-    class Strided:
-        __cuda_array_interface__ = array.__cuda_array_interface__ | {"strides": (256, 128, 4)}
-
-    with pytest.raises(ValueError, match="queries: got .strides"):
-        make_path("dense_gpu", cache).decode(Strided(), ids)

@@ -14,15 +14,22 @@ class LateEvent(SimEvent):
 
     def __init__(self, stream):
         super().__init__()
-        self.has_happened, self._stream = False, stream
+        self._stream, self._recorded, self._happened = stream, 0, 0
 
-    def _happen(self):
-        super()._happen()
-        self.has_happened = True
+    def recorded(self):
+        """Return what makes the event happen as it was recorded last."""
+        self._recorded += 1
+        number = self._recorded
+
+        def happen():
+            self._happen()
+            self._happened = number
+
+        return happen
 
     def synchronize(self):
         self._stream.waits += 1
-        while not self.has_happened:
+        while self._happened < self._recorded:
             self._stream.pending.popleft()()
 
 
@@ -36,9 +43,9 @@ class LateStream(SimStream):
     def _do(self, work):
         (self.pending if self._captured is None else self._captured).append(work)
 
-    def record(self):
-        event = LateEvent(self)
-        self._do(event._happen)
+    def record(self, event=None):
+        event = LateEvent(self) if event is None else event
+        self._do(event.recorded())
         return event
 
     def synchronize(self):

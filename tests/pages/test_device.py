@@ -293,6 +293,21 @@ def test_synthetic_tokens_are_those_of_the_uniform_workload(chunk_tokens, monkey
     assert_device_equals(bare, twin)
 
 
+def test_a_step_of_synthetic_tokens_brings_the_tables_along():
+    bare = make_bare_pool(capacity_pages=40)
+    for request_id in range(3):
+        bare.prefill_synthetic(request_id, 3 * T + request_id, seed=1)
+    ids = (2, 0, 1)
+    assert transfers_of(bare, lambda: bare.append_synthetic(ids, 1))[0] == 1
+    bare.tables.sync(ids)  # rows that no step has had yet are too much for a step
+    for _ in range(2 * T):
+        assert transfers_of(bare, lambda: bare.append_synthetic(ids, 1))[0] == 1
+        assert transfers_of(bare, lambda: bare.tables.sync(ids)) == (0, 0, 0)
+    assert_tables_equal(bare, ids)
+    bare.append_synthetic(ids[:1], 2)  # another seed, and another batch
+    assert_tables_equal(bare, ids)
+
+
 def test_synthetic_tokens_are_made_where_they_stay():
     bare = make_bare_pool()
     calls, num_bytes, _ = transfers_of(bare, lambda: bare.prefill_synthetic(0, 40, seed=1))

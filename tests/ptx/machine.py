@@ -13,6 +13,7 @@ import numpy as np
 from numbadsd.kernels.cuda import sim, sim_words
 from numbadsd.kernels.cuda.launch import DeviceArray, Kernel
 from numbadsd.kernels.cuda.sim_driver import SimDriver, SimStream
+from numbadsd.kernels.cuda.slots import ArgumentSlots
 from tests.ptx.translate import Program, translate
 
 _INTEGERS = {2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
@@ -180,12 +181,11 @@ class PtxStream(SimStream):
 
     def launch(self, kernel: Kernel, grid: int, *arguments) -> None:
         """Run a kernel with `grid` blocks; arguments are laid out as for a device."""
-        from numbadsd.kernels.cuda.driver import _lay_out
-
         kernel.check_arguments(arguments)
-        slots, _ = _lay_out(kernel.parameters, arguments)
+        slots = ArgumentSlots(kernel)
+        slots.fill(arguments)
         loaded, memory = self._driver.load(kernel), self._driver.memory
-        self._do(lambda: loaded.run_grid(memory, grid, kernel.num_threads, list(slots)))
+        self._do(lambda: loaded.run_grid(memory, grid, kernel.num_threads, list(slots.values)))
 
 
 class PtxDriver(SimDriver):

@@ -161,14 +161,13 @@ def _make_summarise_tile(spec: AppendSpec):
 def append_runs_kernel(spec: AppendSpec) -> Kernel:
     """Return the kernel that stores runs of tokens and renews their pages' summaries.
 
-    Work      one block per (run, kv head)
+    Work      one block per (run, kv head); a run of page -1 does nothing
     Writes    the slots of the runs, the summaries and token counts of their pages
     """
     load, pack = _make_load(spec.token_dtype, spec.head_dim), _make_pack(spec.kv_dtype)
     summarise_tile = _make_summarise_tile(spec)
     is_pair, head_dim = spec.kv_dtype != "float32", spec.head_dim
-    row_words = head_dim // 2 if is_pair else head_dim
-    page_rows = 1 if spec.summary == _MEAN else 2
+    row_words, page_rows = head_dim // (1 + is_pair), 1 if spec.summary == _MEAN else 2
 
     def append_runs(
         new_keys, new_values, page_ids, first_slots, token_indptr, keys, values, summaries,
@@ -177,22 +176,23 @@ def append_runs_kernel(spec: AppendSpec) -> Kernel:
         run = quotient(cuda.blockIdx.x, kv_heads)
         head = cuda.blockIdx.x - run * kv_heads
         page, slot = int64(page_ids[run]), first_slots[run]
-        first_token = token_indptr[run]
-        tokens = int32(token_indptr[run + 1] - first_token)
-        first_row = (page * kv_heads + head) * page_size
-        for i in range(cuda.threadIdx.x, tokens * row_words, NUM_THREADS):
-            token, w = i // row_words, i % row_words
-            source = (first_token + token) * kv_heads + head
-            target = (first_row + slot + token) * row_words + w
-            d = 2 * w if is_pair else w
-            other = min(d + 1, head_dim - 1)
-            keys[target] = pack(load(new_keys, source, d), load(new_keys, source, other))
-            values[target] = pack(load(new_values, source, d), load(new_values, source, other))
-        cuda.syncthreads()
-        row = page * (page_rows * kv_heads) + head
-        summarise_tile(keys, first_row, slot + tokens, summaries, row, row + kv_heads)
-        if head == 0 and cuda.threadIdx.x == 0:
-            page_tokens[page] = slot + tokens
+        if page >= 0:
+            first_token = token_indptr[run]
+            tokens = int32(token_indptr[run + 1] - first_token)
+            first_row = (page * kv_heads + head) * page_size
+            for i in range(cuda.threadIdx.x, tokens * row_words, NUM_THREADS):
+                token, w = i // row_words, i % row_words
+                source = (first_token + token) * kv_heads + head
+                target = (first_row + slot + token) * row_words + w
+                d = 2 * w if is_pair else w
+                other = min(d + 1, head_dim - 1)
+                keys[target] = pack(load(new_keys, source, d), load(new_keys, source, other))
+                values[target] = pack(load(new_values, source, d), load(new_values, source, other))
+            cuda.syncthreads()
+            row = page * (page_rows * kv_heads) + head
+            summarise_tile(keys, first_row, slot + tokens, summaries, row, row + kv_heads)
+            if head == 0 and cuda.threadIdx.x == 0:
+                page_tokens[page] = slot + tokens
 
     return Kernel(
         name=f"append_runs-{spec.name}",
@@ -245,7 +245,7 @@ def _check_pool(keys: DeviceArray, summary: str, summaries: DeviceArray, num_pag
 def append_runs(
     new_keys: DeviceArray,  # [tokens, G, D] float32 or the pool's dtype
     new_values: DeviceArray,  # [tokens, G, D] as new_keys
-    page_ids: DeviceArray,  # [R] i32, distinct
+    page_ids: DeviceArray,  # [R] i32, distinct; -1: no run
     first_slots: DeviceArray,  # [R] i32, the slot of a run's first token
     token_indptr: DeviceArray,  # [R + 1] i64: run r stores tokens [r] .. [r + 1]
     keys: DeviceArray,  # [N, G, T, D]

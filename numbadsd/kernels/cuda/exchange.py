@@ -1,6 +1,8 @@
 """Device arrays of other libraries, without importing any of them.
 
 `__cuda_array_interface__` (Numba, CuPy, torch) or, for the types that it has no word for, DLPack.
+The interface has none for bfloat16: by its version, torch raises, says float16, or says two bytes
+of anything (<V2). So the array's own dtype is asked first.
 """
 
 import ctypes
@@ -13,6 +15,7 @@ import numpy as np
 from numbadsd.kernels.cuda.launch import DeviceArray
 
 CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DLPACK_DTYPES = {
     (0, 32): np.dtype(np.int32),
     (0, 64): np.dtype(np.int64),
@@ -20,7 +23,7 @@ _DLPACK_DTYPES = {
     (2, 16): np.dtype(np.float16),
     (2, 32): np.dtype(np.float32),
     (2, 64): np.dtype(np.float64),
-    (4, 16): np.dtype(ml_dtypes.bfloat16),
+    (4, 16): _BFLOAT16,
 }
 
 
@@ -81,8 +84,13 @@ def _cuda_interface(array) -> dict | None:
     """Return the interface; None where there is none, or none for the array's type (torch)."""
     try:
         return getattr(array, "__cuda_array_interface__", None)
-    except (TypeError, RuntimeError):
+    except (KeyError, TypeError, RuntimeError):
         return None
+
+
+def _is_bfloat16(array) -> bool:
+    """Tell whether an array calls its own dtype bfloat16, or torch.bfloat16."""
+    return str(getattr(array, "dtype", "")).rpartition(".")[2] == "bfloat16"
 
 
 def stream_number(stream) -> int:
@@ -107,12 +115,14 @@ def foreign_array(name: str, array, stream) -> ForeignArray:
     if isinstance(array, DeviceArray):  # it knows more than its interface can say
         strides = contiguous_strides(array.shape)
         return ForeignArray(array.address, array.shape, strides, array.dtype, array)
-    described = _cuda_interface(array)
-    if described is None:
+    described, is_bfloat16 = _cuda_interface(array), _is_bfloat16(array)
+    if described is None or (is_bfloat16 and hasattr(array, "__dlpack__")):
         return _from_capsule(name, array.__dlpack__(stream=int(stream.handle)), array)
     if described.get("stream") is not None:
         stream.wait_for(described["stream"])
     shape, dtype = tuple(described["shape"]), np.dtype(described["typestr"])
+    if is_bfloat16 and dtype.itemsize == _BFLOAT16.itemsize:
+        dtype = _BFLOAT16
     strides = described.get("strides")
     if strides is None:
         strides = contiguous_strides(shape)
@@ -121,12 +131,17 @@ def foreign_array(name: str, array, stream) -> ForeignArray:
     return ForeignArray(described["data"][0] or 0, shape, strides, dtype, array)
 
 
-def _from_capsule(name: str, capsule, owner) -> ForeignArray:
-    """Return what a DLPack capsule holds; it stays ours to keep, and frees what it holds itself."""
+def tensor_in(capsule) -> _DLTensor:
+    """Return what a DLPack capsule says; it is gone with the capsule."""
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.restype = ctypes.c_void_p
     get_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
-    tensor = _DLTensor.from_address(get_pointer(capsule, b"dltensor"))
+    return _DLTensor.from_address(get_pointer(capsule, b"dltensor"))
+
+
+def _from_capsule(name: str, capsule, owner) -> ForeignArray:
+    """Return what a DLPack capsule holds; it stays ours to keep, and frees what it holds itself."""
+    tensor = tensor_in(capsule)
     kind = (tensor.type_code, tensor.type_bits)
     if kind not in _DLPACK_DTYPES or tensor.type_lanes != 1:
         raise ValueError(f"{name}: got DLPack type {kind}, want float32, float16 or bfloat16")

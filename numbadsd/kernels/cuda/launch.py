@@ -5,6 +5,7 @@ Nothing here knows whether a device or the simulator runs it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -14,7 +15,7 @@ STORED_DTYPES = ("float32", "float16", "bfloat16")  # of keys, values and summar
 
 # Little's law on an H200: 4.8 TB/s x 0.8 us / 132 = 29 KB in flight keep the memory busy for a
 # multiprocessor; 12 warps whose lanes have 8 loads of 16 bytes on the way hold 49 KB.
-LOADS_IN_FLIGHT = "registers hold 4 or 8 loads of 16 bytes a lane: fewer warps fill the memory"
+LOADS_IN_FLIGHT = "registers hold 4 to 16 loads of 16 bytes a lane: fewer warps fill the memory"
 
 
 class DeviceError(OSError):
@@ -70,17 +71,23 @@ class Kernel:
     def __eq__(self, other):
         return self is other
 
+    @cached_property
+    def wanted(self) -> tuple[tuple[str, np.dtype, bool], ...]:
+        """Each parameter with its element type, and whether it is an array."""
+        return tuple(
+            (p, PARAMETER_DTYPES[p.removesuffix("[]")], p.endswith("[]")) for p in self.parameters
+        )
+
     def check_arguments(self, arguments: tuple) -> None:
         """Raise TypeError unless the arguments fit the parameters."""
         if len(arguments) != len(self.parameters):
             got = f"{len(arguments)} arguments"
             raise TypeError(f"{self.name}: got {got}, want {len(self.parameters)}")
-        for index, (parameter, argument) in enumerate(zip(self.parameters, arguments, strict=True)):
-            is_array = parameter.endswith("[]")
-            dtype = PARAMETER_DTYPES[parameter.removesuffix("[]")]
+        pairs = zip(arguments, self.wanted, strict=True)
+        for index, (argument, (parameter, dtype, is_array)) in enumerate(pairs):
             fits = isinstance(argument, DeviceArray) == is_array
-            if fits and is_array:
-                fits = argument.dtype == dtype or _is_storage(parameter, argument)
+            if fits and is_array and argument.dtype != dtype:
+                fits = _is_storage(parameter, argument)
             if not fits:
                 got = getattr(argument, "dtype", type(argument).__name__)
                 raise TypeError(f"{self.name}: argument {index} got {got}, want {parameter}")
@@ -106,23 +113,19 @@ class DeviceArray:
         What must live as long as the memory.
     """
 
-    __slots__ = ("address", "shape", "dtype", "owner")
+    __slots__ = ("address", "shape", "dtype", "owner", "nbytes")
 
     def __init__(self, address: int, shape: tuple[int, ...], dtype, owner: object):
         self.address = address
-        self.shape = tuple(int(n) for n in shape)
+        self.shape = tuple(map(int, shape))
         self.dtype = np.dtype(dtype)
         self.owner = owner
+        self.nbytes = prod(self.shape) * self.dtype.itemsize
 
     @property
     def size(self) -> int:
         """Elements."""
         return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes."""
-        return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]

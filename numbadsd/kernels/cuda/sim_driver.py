@@ -1,6 +1,7 @@
 """The simulator behind the interface of `driver.py`: device memory is host memory."""
 
 import ctypes
+from contextlib import contextmanager
 from time import perf_counter
 
 import numpy as np
@@ -82,9 +83,9 @@ class SimStream:
         """Set every byte."""
         self._do(lambda: _view(target, np.uint8).fill(byte))
 
-    def record(self) -> SimEvent:
-        """Return an event that happens when the work so far is done."""
-        event = SimEvent()
+    def record(self, event: SimEvent | None = None) -> SimEvent:
+        """Return an event, a new one or this one, that happens when the work so far is done."""
+        event = SimEvent() if event is None else event
         self._do(event._happen)
         return event
 
@@ -133,6 +134,15 @@ class SimDriver:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         memory = sim.poisoned(max(1, int(np.prod(shape))), np.dtype(dtype))
         return DeviceArray(memory.ctypes.data, shape, dtype, memory)
+
+    @contextmanager
+    def scratch(self, size: int, dtype, stream: SimStream):
+        """Give memory for what is given to a stream in this context; lost after that work."""
+        memory = self.empty(size, dtype)
+        try:
+            yield memory
+        finally:
+            stream.fill(memory, sim.POISON)  # and so it lives until then
 
     def pinned(self, shape, dtype) -> np.ndarray:
         """Return page-locked host memory."""

@@ -31,12 +31,13 @@ def pack_tables_kernel() -> Kernel:
     """Return the kernel that packs the rows of a batch into one table.
 
     Work      one block per request
-    Writes    page_indptr, page_counts, last_page_tokens, and the first page_indptr[B] of page_ids
+    Writes    page_indptr, page_counts, last_page_tokens, context_tokens, and the first
+              page_indptr[B] of page_ids
     """
 
     def pack_tables(
-        rows, row_pages, row_tokens, page_indptr, page_ids, last_page_tokens, page_counts, batch,
-        stride, page_size,
+        rows, row_pages, row_tokens, page_indptr, page_ids, last_page_tokens, page_counts,
+        context_tokens, batch, stride, page_size,
     ):  # fmt: skip
         warp_totals = cuda.shared.array(_NUM_WARPS, int32)
         thread, request = cuda.threadIdx.x, cuda.blockIdx.x
@@ -52,6 +53,7 @@ def pack_tables_kernel() -> Kernel:
         if thread == 0:
             page_indptr[request] = start
             page_counts[request] = count
+            context_tokens[request] = tokens
             last_page_tokens[request] = tokens - max(0, count - 1) * page_size
             if request == batch - 1:
                 page_indptr[batch] = start + count
@@ -59,7 +61,7 @@ def pack_tables_kernel() -> Kernel:
     return Kernel(
         name="pack_tables",
         function=pack_tables,
-        parameters=("i32[]",) * 7 + ("i32",) * 3,
+        parameters=("i32[]",) * 7 + ("i64[]",) + ("i32",) * 3,
         num_threads=NUM_THREADS,
         max_registers=40,
         load_bytes=4,
@@ -75,6 +77,7 @@ def pack_tables(
     page_ids: DeviceArray,  # [n] i32 out, n >= the pages of the batch
     last_page_tokens: DeviceArray,  # [B] i32 out
     page_counts: DeviceArray,  # [B] i32 out
+    context_tokens: DeviceArray,  # [B] i64 out
     *,
     stream,
 ) -> None:
@@ -87,10 +90,11 @@ def pack_tables(
     check_array("page_ids", page_ids, (None,), np.int32)
     check_array("last_page_tokens", last_page_tokens, (batch,), np.int32)
     check_array("page_counts", page_counts, (batch,), np.int32)
+    check_array("context_tokens", context_tokens, (batch,), np.int64)
     if batch:
         stream.launch(
             pack_tables_kernel(), batch, rows, row_pages, row_tokens, page_indptr, page_ids,
-            last_page_tokens, page_counts, batch, row_pages.shape[1], page_size,
+            last_page_tokens, page_counts, context_tokens, batch, row_pages.shape[1], page_size,
         )  # fmt: skip
 
 
@@ -98,12 +102,12 @@ def pack_tables(
 def scatter_numbers_kernel() -> Kernel:
     """Return the kernel of scattered writes.
 
-    Work      one thread per number
+    Work      one thread per number; a place of -1 is none
     """
 
     def scatter_numbers(target, places, numbers, count):
         i = cuda.blockIdx.x * NUM_THREADS + cuda.threadIdx.x
-        if i < count:
+        if i < count and places[i] >= 0:
             target[places[i]] = numbers[i]
 
     return Kernel(
@@ -118,12 +122,12 @@ def scatter_numbers_kernel() -> Kernel:
 
 def scatter_numbers(
     target: DeviceArray,  # any shape, i32
-    places: DeviceArray,  # [n] i64, flat indices into target
+    places: DeviceArray,  # [n] i64, flat indices into target, or -1
     numbers: DeviceArray,  # [n] i32
     *,
     stream,
 ) -> None:
-    """Write numbers[i] to target[places[i]]."""
+    """Write numbers[i] to target[places[i]]; those of place -1 are left out."""
     check_array("target", target, target.shape, np.int32)
     check_array("places", places, (None,), np.int64)
     check_array("numbers", numbers, places.shape, np.int32)

@@ -40,6 +40,8 @@ from numbadsd.kernels.topk_shape import MAX_K, check_topk
 
 assert MAX_K <= MAX_SORTED
 
+_ALIGN_BYTES = 16  # of the workspace: counts are loaded by four
+
 
 @cache
 def _make_select_by_warp(dtype: str):
@@ -162,7 +164,7 @@ def topk_rows(
     order : {"position", "score"}
         Ascending indices, or descending scores (of equal ones the lower index first).
     workspace : DeviceArray, optional
-        Needed where `topk_workspace_size` is not 0.
+        Needed where `topk_workspace_size` is not 0; aligned to 16 bytes.
     launch : TopkTuning, optional
         Other numbers than the architecture's.
     """
@@ -171,6 +173,9 @@ def topk_rows(
     check_array("indices", indices, (None, None), np.int32)
     if indices.shape[1] > MAX_K:
         raise ValueError(f"indices: got k = {indices.shape[1]}, want at most {MAX_K}")
+    if workspace is not None and workspace.address % _ALIGN_BYTES:
+        got, want = f"{workspace.address:#x}", f"one divisible by {_ALIGN_BYTES}"
+        raise ValueError(f"workspace: got address {got}, want {want}")
     check_topk(
         str(scores.dtype), scores.size, row_stride, width, lengths.size, num_first, num_last, order,
         indices.shape,

@@ -8,7 +8,7 @@ ones read, so that nothing has to be reset, and the same launches do for rows of
 from functools import cache
 
 from numbadsd.kernels.cuda.launch import Kernel
-from numbadsd.kernels.cuda.ops import cuda, device, int32, int64, load1, quotient, uint32
+from numbadsd.kernels.cuda.ops import cuda, device, int32, int64, load1, load4, quotient, uint32
 from numbadsd.kernels.cuda.topk_row import (
     NUM_BINS,
     NUM_FOUND,
@@ -30,7 +30,7 @@ ABOVE_SIZE = len(DIGITS) - 1  # of a part: its elements above each digit, once t
 
 _MEMORY = ("i32[]", "i32[]", "u32[]", "i32[]")  # lengths, counts, state, above
 _SHAPE = ("i32",) * 2 + ("i64",) + ("i32",) * 6
-_locate = make_locate(by_block=True)
+_locate, _ = make_locate(by_block=True)
 
 
 @device
@@ -42,28 +42,61 @@ def _part_of(count, part, parts):
 
 
 @device
-def _know_digit(counts, first, parts, prefix, wanted, shift, histogram, totals, found):
-    """Return prefix and wanted with one digit more, and the digit; counts of the row at `first`."""
-    for bin in range(cuda.threadIdx.x, NUM_BINS, NUM_THREADS):
-        total = int32(0)
-        for part in range(parts):
-            total += load1(counts, first + part * NUM_BINS + bin)
-        histogram[bin] = total
-    cuda.syncthreads()
-    digit, num_above, _ = _locate(histogram, 0, wanted, totals, found, 0)
+def _first_digit():
+    """Return the first of the four digits whose counts a thread has, as `_locate` wants them."""
+    return int32(4 * (NUM_THREADS - 1 - cuda.threadIdx.x))
+
+
+@device
+def _plus(a, b):
+    """Return the sums of two times four numbers."""
+    return int32(a[0] + b[0]), int32(a[1] + b[1]), int32(a[2] + b[2]), int32(a[3] + b[3])
+
+
+@device
+def _load_part(counts, first, part, end):
+    """Return the thread's four counts in a part of the row at `first`; zeros from part `end` on."""
+    zero = int32(0)
+    four = (zero, zero, zero, zero)
+    if part < end:
+        four = load4(counts, first + part * NUM_BINS + _first_digit())
+    return four
+
+
+@device
+def _sum_counts(counts, first, begin, end):
+    """Return the thread's four counts over parts [begin, end), with four loads on their way."""
+    zero = int32(0)
+    total = (zero, zero, zero, zero)
+    for part in range(int32(begin), int32(end), int32(4)):
+        a, b = _load_part(counts, first, part, end), _load_part(counts, first, part + 1, end)
+        c, d = _load_part(counts, first, part + 2, end), _load_part(counts, first, part + 3, end)
+        total = _plus(total, _plus(_plus(a, b), _plus(c, d)))
+    return total
+
+
+@device
+def _know_digit(row_counts, prefix, wanted, shift, totals, found):
+    """Return prefix and wanted with one digit more, and the digit."""
+    digit, num_above, _ = _locate(row_counts, wanted, totals, found, 0)
     prefix = uint32(prefix | uint32(uint32(digit) << shift))
     return prefix, int32(wanted - num_above), digit
 
 
 @device
-def _above_in(counts, first, parts, digit, totals):
-    """Return how many elements of the parts, whose counts are from `first`, are above a digit."""
-    above = int32(0)
-    for part in range(parts):
-        for bin in range(digit + 1 + cuda.threadIdx.x, NUM_BINS, NUM_THREADS):
-            above += load1(counts, first + part * NUM_BINS + bin)
-    _, everything = block_sum_before(above, totals)
-    return everything
+def _if(condition, number):
+    return number if condition else int32(0)
+
+
+@device
+def _compare(four, digit):
+    """Return how many elements of the thread's four counts are above a digit, and have it."""
+    place = int32(digit - _first_digit())
+    above = _if(place < 0, four[0]) + _if(place < 1, four[1])
+    above += _if(place < 2, four[2]) + _if(place < 3, four[3])
+    equal = _if(place == 0, four[0]) + _if(place == 1, four[1])
+    equal += _if(place == 2, four[2]) + _if(place == 3, four[3])
+    return int32(above), int32(equal)
 
 
 @cache
@@ -98,11 +131,13 @@ def count_digit_kernel(dtype: str, step: int) -> Kernel:
                 if step > 1:
                     prefix, wanted = state[row * STATE_SIZE], int32(state[row * STATE_SIZE + 1])
                 first = (int64(step - 1) * rows + row) * parts
+                own = _load_part(counts, first * NUM_BINS, part, parts)
+                row_counts = _sum_counts(counts, first * NUM_BINS, 0, parts)
                 prefix, wanted, digit = _know_digit(
-                    counts, first * NUM_BINS, parts, prefix, wanted, last_shift, histogram, totals,
-                    found,
-                )  # fmt: skip
-                num_above = _above_in(counts, (first + part) * NUM_BINS, 1, digit, totals)
+                    row_counts, prefix, wanted, last_shift, totals, found
+                )
+                num_above, _ = _compare(own, digit)
+                _, num_above = block_sum_before(num_above, totals)
                 if thread == 0:
                     above[first + part] = num_above
                     if part == 0:
@@ -149,9 +184,9 @@ def emit_parts_kernel(dtype: str) -> Kernel:
         scores, lengths, counts, state, above, indices, rows, rows_per_length, row_stride, width, k,
         num_first, num_last, block_length, parts,
     ):  # fmt: skip
-        histogram = cuda.shared.array(NUM_BINS, int32)
         totals = cuda.shared.array(NUM_TOTALS, int32)
         found = cuda.shared.array(NUM_FOUND, int32)
+        thread = cuda.threadIdx.x
         row = quotient(cuda.blockIdx.x, parts)
         part = cuda.blockIdx.x - row * parts
         length = clamped(lengths[quotient(row, rows_per_length)], width)
@@ -162,16 +197,18 @@ def emit_parts_kernel(dtype: str) -> Kernel:
             if k > num_first + num_last:
                 at = row * STATE_SIZE + 2 * (last - 1)
                 first = (int64(last) * rows + row) * parts * NUM_BINS
+                counts_before = _sum_counts(counts, first, 0, part)
+                row_counts = _plus(counts_before, _sum_counts(counts, first, part, parts))
                 threshold, wanted, digit = _know_digit(
-                    counts, first, parts, state[at], int32(state[at + 1]), last_shift, histogram,
-                    totals, found,
-                )  # fmt: skip
-                num_above = _above_in(counts, first, part, digit, totals)
-                num_equal = int32(0)
-                for other in range(part):
-                    num_equal += load1(counts, first + other * NUM_BINS + digit)
+                    row_counts, state[at], int32(state[at + 1]), last_shift, totals, found
+                )
+                num_above, num_equal = _compare(counts_before, digit)
+                for other in range(int32(thread), int32(part), int32(NUM_THREADS)):
                     for step in range(last):
-                        num_above += above[(int64(step) * rows + row) * parts + other]
+                        place = (int64(step) * rows + row) * parts + other
+                        num_above = int32(num_above + load1(above, place))
+                _, num_above = block_sum_before(num_above, totals)
+                _, num_equal = block_sum_before(num_equal, totals)
                 begin, end = _part_of(length - num_first - num_last, part, parts)
                 emit_block(
                     scores, int64(row) * row_stride + num_first, begin, end, threshold, wanted,

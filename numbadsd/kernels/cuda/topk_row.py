@@ -94,19 +94,20 @@ def _warp_sum(number, totals):
 
 @cache
 def make_locate(by_block: bool):
-    """Return ``locate``, by a block or by a warp."""
+    """Return ``locate_counted`` and ``locate``, by a block or by a warp."""
     threads = NUM_THREADS if by_block else 32
     sum_before = block_sum_before if by_block else _warp_sum
     barrier = _block_barrier if by_block else _warp_barrier
 
     @device
-    def locate(histogram, first_bin, wanted, totals, found, place):
-        """Return the digit of the `wanted`-th best, how many are above it, how many have it."""
+    def locate_counted(counts, wanted, totals, found, place):
+        """Return the digit of the `wanted`-th best, how many are above it, how many have it.
+
+        `counts` are those of the thread's four digits, from 4 (threads - thread - 1) on.
+        """
         thread = cuda.threadIdx.x % threads
         digit = int32(4 * (threads - thread) - 1)
-        best = int32(first_bin + digit)
-        n_0, n_1 = load1(histogram, best), load1(histogram, best - 1)
-        n_2, n_3 = load1(histogram, best - 2), load1(histogram, best - 3)
+        n_3, n_2, n_1, n_0 = counts
         above, _ = sum_before(n_0 + n_1 + n_2 + n_3, totals)
         if above < wanted and wanted <= above + n_0 + n_1 + n_2 + n_3:
             here = n_0
@@ -120,7 +121,17 @@ def make_locate(by_block: bool):
         barrier()
         return found[place], found[place + 1], found[place + 2]
 
-    return locate
+    @device
+    def locate(histogram, first_bin, wanted, totals, found, place):
+        """Return what `locate_counted` does, of a histogram that all threads have filled."""
+        best = int32(first_bin + 4 * (threads - cuda.threadIdx.x % threads) - 1)
+        counts = (
+            load1(histogram, best - 3), load1(histogram, best - 2),
+            load1(histogram, best - 1), load1(histogram, best),
+        )  # fmt: skip
+        return locate_counted(counts, wanted, totals, found, place)
+
+    return locate_counted, locate
 
 
 @cache
@@ -128,7 +139,7 @@ def make_kth_key(dtype: str, by_block: bool):
     """Return ``kth_key``, by a block or by a warp."""
     threads, most_bits = (NUM_THREADS, BLOCK_BITS) if by_block else (32, WARP_BITS)
     barrier = _block_barrier if by_block else _warp_barrier
-    key_at, locate = make_key_at(dtype), make_locate(by_block)
+    key_at, (_, locate) = make_key_at(dtype), make_locate(by_block)
 
     @device
     def kth_key(scores, base, count, wanted, histogram, first_bin, totals, found, place):

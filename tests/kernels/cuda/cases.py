@@ -245,9 +245,10 @@ def check_packed(rows, row_pages, row_tokens, page_size):
     lists = [row_pages[row, :count] for row, count in zip(rows, counts, strict=True)]
     indptr, page_ids = csr(lists)
     last = tokens - np.maximum(counts - 1, 0) * page_size
-    outputs = [output(len(a), np.int32) for a in (indptr, page_ids, last, counts)]
+    expected_arrays = (indptr, page_ids, last, counts, tokens.astype(np.int64))
+    outputs = [output(len(a), a.dtype) for a in expected_arrays]
     pack_tables(*map(up, (rows, row_pages, row_tokens)), page_size, *outputs, stream=stream())
-    for array, expected in zip(outputs, (indptr, page_ids, last, counts), strict=True):
+    for array, expected in zip(outputs, expected_arrays, strict=True):
         np.testing.assert_array_equal(written(array), expected)
 
 

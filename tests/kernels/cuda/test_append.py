@@ -68,6 +68,17 @@ def test_no_tokens_change_nothing():
     pool.check()
 
 
+def test_a_run_of_no_page_writes_nothing():
+    pool, tokens = Pool("float16", "mean_std"), make_tokens(1)
+    pages, slots, indptr = up(np.int32([-1])), up(np.int32([0])), up(np.int64([0, 1]))
+    keys, values, summaries, page_tokens = pool.on_device
+    append_runs(
+        up(tokens[0]), up(tokens[1]), pages, slots, indptr, keys, values, pool.kind, summaries,
+        stream=stream(), page_tokens=page_tokens,
+    )  # fmt: skip
+    pool.check()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_numbers_are_rounded_to_nearest_even(dtype):
     numbers = special_numbers(DTYPES[dtype])

@@ -17,7 +17,7 @@ def test_numbers_are_those_of_the_cpu(seed, kind):
     check_fill((3, 2, 16), seed, kind, first_token=1000)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 16), (2, 1, 128), (2, 3, 80)])
+@pytest.mark.parametrize("shape", [(1, 1, 16), (2, 1, 128), (2, 3, 80), (2, 2, 256), (3, 33, 16)])
 def test_every_shape(shape):
     check_fill(shape, 3, shared.KEY)
 

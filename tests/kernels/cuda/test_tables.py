@@ -44,7 +44,7 @@ def test_a_batch_of_more_requests_than_threads_is_packed():
 
 def test_nothing_is_written_behind_the_pages_of_a_batch():
     rows, row_pages = np.array([0], np.int32), np.array([[7, 8, 9]], np.int32)
-    table = [output(size, np.int32) for size in (2, 5, 1, 1)]
+    table = [output(size, np.int32) for size in (2, 5, 1, 1)] + [output(1, np.int64)]
     tokens = np.array([5], np.int32)
     pack_tables(up(rows), up(row_pages), up(tokens), 4, *table, stream=stream())
     assert all(map(intact, table))
@@ -55,6 +55,7 @@ def test_nothing_is_written_behind_the_pages_of_a_batch():
 def test_an_empty_batch_writes_nothing():
     arrays = [up(np.zeros(shape, np.int32)) for shape in (0, (1, 1), 1, 1, 0, 0, 0)]
     rows, row_pages, row_tokens, *table = arrays
+    table.append(up(np.zeros(0, np.int64)))
     pack_tables(rows, row_pages, row_tokens, 4, *table, stream=stream())
     assert down(table[0]).tolist() == [0]
 
@@ -69,6 +70,7 @@ def test_numbers_are_scattered(count):
     stream().upload(on_device, target)
     scatter_numbers(on_device, up(places), up(numbers), stream=stream())
     target.reshape(-1)[places] = numbers
+    scatter_numbers(on_device, up(np.full(3, -1)), up(np.zeros(3, np.int32)), stream=stream())
     assert intact(on_device)
     np.testing.assert_array_equal(down(on_device), target)
 
@@ -91,6 +93,7 @@ LEGAL = {
     pack_tables: lambda: dict(
         rows=int32(2), row_pages=int32(3, 4), row_tokens=int32(3), page_size=4,
         page_indptr=int32(3), page_ids=int32(8), last_page_tokens=int32(2), page_counts=int32(2),
+        context_tokens=up(np.zeros(2, np.int64)),
     ),
     scatter_numbers: lambda: dict(
         target=int32(3, 4), places=up(np.zeros(2, np.int64)), numbers=int32(2)
@@ -126,6 +129,12 @@ LEGAL = {
             "last_page_tokens: got shape (3,), want",
         ),
         (pack_tables, "page_counts", np.zeros(2), "page_counts: got dtype float64, want int32"),
+        (
+            pack_tables,
+            "context_tokens",
+            np.zeros(2, np.int32),
+            "context_tokens: got dtype int32, want int64",
+        ),
         (scatter_numbers, "target", np.zeros(9), "target: got dtype float64, want int32"),
         (scatter_numbers, "places", np.zeros(2, np.int32), "places: got dtype int32, want int64"),
         (scatter_numbers, "numbers", np.zeros(3, np.int32), "numbers: got shape (3,), want (2,)"),

@@ -114,6 +114,16 @@ def test_a_long_row_of_few_values(way):
     check_selection(scores, 300, sink=1, recent=2, launch=launch)
 
 
+@pytest.mark.parametrize("parts", [3, 4, 5, 9])
+def test_counts_of_any_number_of_parts_are_added_up(parts):
+    """They are loaded by four; equal scores lie in all parts, and the best in the last."""
+    scores = np.tile(np.float32([0, -1, 1e-40]), 100)[None, None]
+    scores[..., -20:] += np.arange(20, dtype=np.float32)
+    launch = TopkTuning(0, 0, part_length=-(-300 // parts), blocks_a_multiprocessor=32)
+    assert launch.num_parts(1, 300, 2) == parts
+    check_selection(scores, 110, launch=launch)
+
+
 def test_the_largest_k():
     check_selection(every_value(MAX_K + 1)[:, :2], MAX_K)
 
@@ -198,6 +208,7 @@ def arguments(**changes):
         ("order", "index", "order: got 'index', want 'position' or 'score'"),
         ("order", "score", "order: got 'score', want 'position' with num_first or num_last"),
         ("launch", TopkTuning(0, 0, 1, 64), "workspace: got none, want at least"),
+        ("workspace", DeviceArray(68, (1,), np.int32, None), "workspace: got address 0x44, want"),
     ],
 )
 def test_a_wrong_argument_is_a_value_error(name, value, message):
