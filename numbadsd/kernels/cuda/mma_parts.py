@@ -15,12 +15,21 @@ from numbadsd.kernels.cuda.ops import (
     device,
     f32_to_bits,
     float32,
+    fmax,
+    int32,
+    load1,
     mma_bf16,
     mma_f16,
     pack_bf16,
     pack_f16,
+    shfl_xor,
     uint32,
 )
+
+STEP = 16  # d that a product adds
+CHAIN = 4  # products that one sum goes through: each rounds it towards 0, plain sums do not
+KEY_LANES = 4  # along a row whose products are added
+_ZERO = float32(0)
 
 # Weights are at most 1; the last part of a small one must not vanish among the float16 numbers.
 WEIGHT_SCALE = float32(2.0**15)
@@ -86,3 +95,45 @@ def pieces(row_words: int, lanes: int, counts: tuple[int, ...]) -> list[Piece]:
         parts.append(Piece(word, word // lanes, count))
         word += count * lanes
     return parts
+
+
+def make_key_word(row_words: int):
+    """Return ``key_word(i, t)``: which word of a row the word i of lane t of a quad is.
+
+    Reads of 16 bytes, and of 8 where less is left: a lane's words 2 s and 2 s + 1 are neighbours.
+    """
+    whole = row_words // (4 * KEY_LANES) * 4  # a lane's words of reads of 16 bytes
+
+    @device
+    def key_word(i, t):
+        if i < whole:
+            return int32((i >> int32(2)) * (4 * KEY_LANES) + 4 * t + (i & int32(3)))
+        return int32(whole * KEY_LANES + 2 * t + (i - whole))
+
+    return key_word
+
+
+def make_scale(head_dim: int, top_exponent: int):
+    """Return ``scale(numbers, first, factor, lane)``: a power of 2 for a row, and its inverse.
+
+    By it a warp brings the row's largest |number factor| below 2^(top_exponent + 1), and not under
+    half of that.
+    """
+    turns = -(-head_dim // 32)
+
+    @device
+    def scale(numbers, first, factor, lane):
+        largest = _ZERO
+        for turn in range(turns):
+            d = int32(lane + 32 * turn)
+            if d < head_dim:
+                x = load1(numbers, first + d) * factor
+                largest = fmax(largest, fmax(x, -x))
+        for bit in range(5):
+            largest = fmax(largest, shfl_xor(largest, uint32(1 << bit)))
+        exponent = int32(f32_to_bits(largest) >> uint32(23))
+        biased = max(int32(1), min(int32(253), int32(top_exponent + 254 - exponent)))
+        inverse = bits_to_f32(uint32(uint32(254 - biased) << uint32(23)))
+        return bits_to_f32(uint32(uint32(biased) << uint32(23))), inverse
+
+    return scale

@@ -14,7 +14,15 @@ of these tokens, of which the words with index g; sums of these words' d, for he
 import numpy as np
 
 from numbadsd.kernels.cuda.attend_spec import TOKENS, softmax_shift
-from numbadsd.kernels.cuda.mma_parts import WEIGHT_SCALE, Halves, Piece, pieces
+from numbadsd.kernels.cuda.mma_parts import (
+    CHAIN,
+    KEY_LANES,
+    STEP,
+    WEIGHT_SCALE,
+    Halves,
+    Piece,
+    pieces,
+)
 from numbadsd.kernels.cuda.ops import (
     cuda,
     device,
@@ -33,8 +41,7 @@ from numbadsd.kernels.cuda.ops import (
 )
 from numbadsd.kernels.cuda.tiles import Row, in_turn, make_row_base, unroll
 
-KEY_LANES, VALUE_LANES = 4, 8  # along a row
-_CHAIN = 4  # products that one sum goes through: each rounds it towards 0, plain sums do not
+VALUE_LANES = 8  # along a row
 _NEG_INF = float32(-np.inf)
 _ZERO = float32(0)
 
@@ -159,7 +166,7 @@ def _make_load_values(row: Row, page_size: int, is_shared: bool, is_last: bool):
 
 def _make_multiply_keys(row: Row, halves: Halves):
     """Return ``multiply_keys``: products of head g with tokens 2 t, 2 t + 1, and these + 8."""
-    mma, steps = halves.mma, row.head_dim // TOKENS
+    mma, steps = halves.mma, row.head_dim // STEP
     num_sums, zeros = 8, (_ZERO, _ZERO, _ZERO, _ZERO)
 
     @device
@@ -168,7 +175,7 @@ def _make_multiply_keys(row: Row, halves: Halves):
         s = i % steps
         for n in range(2):
             c = zeros
-            if s % _CHAIN:
+            if s % CHAIN:
                 c = sums[4 * n], sums[4 * n + 1], sums[4 * n + 2], sums[4 * n + 3]
             c = mma(
                 a[0], a[1], a[2], a[3], words[n, 2 * s], words[n, 2 * s + 1],
@@ -181,7 +188,7 @@ def _make_multiply_keys(row: Row, halves: Halves):
     def add_chain(i, fragments, first, words, sums, scores, lane):
         multiply(i, fragments, first, words, sums, lane)
         s = i % steps
-        if s % _CHAIN == _CHAIN - 1 or s == steps - 1:
+        if s % CHAIN == CHAIN - 1 or s == steps - 1:
             for n in range(2):
                 for j in range(2):
                     scores[2 * n + j] += sums[4 * n + j]

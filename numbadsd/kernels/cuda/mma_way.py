@@ -7,19 +7,24 @@ has 16 rows and a warp eight heads, so the rows g and g + 8 are two parts of hea
     bfloat16    first product: parts 1, 2     second product: part 3, 0
 """
 
-from numbadsd.kernels.cuda.attend_spec import MMA_HEADS, TOKENS, AttendSpec, Way
-from numbadsd.kernels.cuda.mma_parts import HALVES, WEIGHT_UNSCALE, Halves
-from numbadsd.kernels.cuda.mma_step import KEY_LANES, make_mma_step, value_pieces
+from numbadsd.kernels.cuda.attend_spec import MMA_HEADS, AttendSpec, Way
+from numbadsd.kernels.cuda.mma_parts import (
+    HALVES,
+    STEP,
+    WEIGHT_UNSCALE,
+    Halves,
+    make_key_word,
+    make_scale,
+)
+from numbadsd.kernels.cuda.mma_step import make_mma_step, value_pieces
 from numbadsd.kernels.cuda.ops import (
     bits_to_f32,
     cuda,
     device,
     f32_to_bits,
     float32,
-    fmax,
     int32,
     load1,
-    shfl_xor,
     store1,
     uint32,
 )
@@ -28,6 +33,7 @@ from numbadsd.kernels.cuda.tiles import Row, quad_sum, unroll
 _LOADS = 16  # of 16 bytes that a lane of 128 elements starts before it uses the first
 _REGISTERS = 128  # four blocks fit
 _FRAGMENT_WORDS = 4  # of a lane
+_TOP_EXPONENT = 14  # of scaled queries: their parts are normal float16 numbers
 _ZERO, _ONE = float32(0), float32(1)
 
 
@@ -51,7 +57,7 @@ def make_mma_way(spec: AttendSpec) -> Way:
 
 def _warp_fragments(row: Row, halves: Halves) -> int:
     """Return the fragments of a warp's heads: of each product, each 16 d, each lane."""
-    return halves.query_tiles * (row.head_dim // TOKENS) * 32
+    return halves.query_tiles * (row.head_dim // STEP) * 32
 
 
 def _row_stride(spec: AttendSpec) -> int:
@@ -64,28 +70,20 @@ def _row_stride(spec: AttendSpec) -> int:
 def _make_scale_queries(spec: AttendSpec):
     """Return ``scale_queries``: the power of 2 that brings a head's largest |q| below 2^15.
 
-    So that its parts are normal float16 numbers. The inverse comes after all heads' factors.
+    The inverse comes after all heads' powers.
     """
     head_dim, tile_heads, padded = spec.head_dim, spec.tile_heads, spec.head_warps * MMA_HEADS
     num_warps = spec.head_warps * spec.token_warps
+    make_power = make_scale(head_dim, _TOP_EXPONENT)
 
     @device
     def scale_queries(queries, first, scale, scratch, thread):
         lane, head = thread & int32(31), thread >> int32(5)
         while head < tile_heads:
-            largest = _ZERO
-            for turn in range(-(-head_dim // 32)):
-                d = int32(lane + 32 * turn)
-                if d < head_dim:
-                    x = load1(queries, first + int32(head * head_dim + d)) * scale
-                    largest = fmax(largest, fmax(x, -x))
-            for bit in range(5):
-                largest = fmax(largest, shfl_xor(largest, uint32(1 << bit)))
-            exponent = int32(f32_to_bits(largest) >> uint32(23))
-            biased = max(int32(1), min(int32(253), int32(127 + 14 + 127 - exponent)))
+            power, inverse = make_power(queries, first + int32(head * head_dim), scale, lane)
             if lane == 0:
-                store1(scratch, head, bits_to_f32(uint32(biased) << uint32(23)))
-                store1(scratch, padded + head, bits_to_f32(uint32(254 - biased) << uint32(23)))
+                store1(scratch, head, power)
+                store1(scratch, padded + head, inverse)
             head = int32(head + num_warps)
 
     return scale_queries
@@ -95,11 +93,11 @@ def _make_load_queries(spec: AttendSpec, row: Row, halves: Halves):
     """Return ``load_queries``: fragments in shared memory, zeros for the heads that are missing."""
     head_dim, tile_heads, is_scaled = spec.head_dim, spec.tile_heads, halves.is_scaled
     num_threads = 32 * spec.head_warps * spec.token_warps
-    steps, warp_fragments = head_dim // TOKENS, _warp_fragments(row, halves)
+    steps, warp_fragments = head_dim // STEP, _warp_fragments(row, halves)
     first_tile = steps * 32  # fragments of a product; those of the parts 1 and 2
     num_fragments, is_tripled = spec.head_warps * first_tile, halves.num_parts == 3
     part, pack = halves.part, halves.pack
-    key_word, scale_queries = _make_key_word(row), _make_scale_queries(spec)
+    key_word, scale_queries = make_key_word(row.words), _make_scale_queries(spec)
 
     @device
     def next_part(x):
@@ -145,19 +143,6 @@ def _make_load_queries(spec: AttendSpec, row: Row, halves: Halves):
                 store_pair(query, place, x, y)
 
     return load_queries
-
-
-def _make_key_word(row: Row):
-    """Return ``key_word(i, t)``: which word of a row of K a lane's word i is."""
-    whole = row.words // (4 * KEY_LANES) * 4  # a lane's words of reads of 16 bytes
-
-    @device
-    def key_word(i, t):
-        if i < whole:
-            return i // 4 * (4 * KEY_LANES) + 4 * t + i % 4
-        return whole * KEY_LANES + 2 * t + (i - whole)
-
-    return key_word
 
 
 # ---- steps

@@ -7,8 +7,9 @@ in memory as the instruction reads them (see `score_parts`). Lane 4 g + t ends w
 pages 2 t, 2 t + 1 and these + 8.
 """
 
-from numbadsd.kernels.cuda.mma_parts import HALVES
-from numbadsd.kernels.cuda.mma_step import KEY_LANES, key_pieces, make_load_row
+from numbadsd.kernels.cuda.attend_spec import MMA_HEADS
+from numbadsd.kernels.cuda.mma_parts import CHAIN, HALVES, KEY_LANES, STEP
+from numbadsd.kernels.cuda.mma_step import key_pieces, make_load_row
 from numbadsd.kernels.cuda.ops import (
     bits_to_f32,
     cuda,
@@ -21,19 +22,17 @@ from numbadsd.kernels.cuda.ops import (
     store1,
     uint32,
 )
-from numbadsd.kernels.cuda.score_parts import LANE_WORDS, STEP, PartsLayout
+from numbadsd.kernels.cuda.score_parts import LANE_WORDS, PartsLayout
 from numbadsd.kernels.cuda.score_tiles import NO_PAGE, NUM_WARPS, ScoreSpec, ScoreWay, larger
 from numbadsd.kernels.cuda.tiles import QUAD_ROWS, Row, unroll
 
-_HEADS = 8  # of which two parts each are the rows of a product
-_CHAIN = 4  # products that one sum goes through: each rounds it towards 0, plain sums do not
 _MAX_KEPT_WORDS = (40 << 10) // 4 // NUM_WARPS  # a block has 48 KB of shared memory
 _ZERO = float32(0)
 
 
 def make_mma_way(spec: ScoreSpec) -> ScoreWay:
     """Return the way that keeps a warp's words of factors in shared memory."""
-    layout, heads = PartsLayout(spec), min(_HEADS, spec.group)
+    layout, heads = PartsLayout(spec), min(MMA_HEADS, spec.group)
     if heads * layout.head_words > _MAX_KEPT_WORDS:
         heads //= 2
     loads = 2 * spec.arrays * -(-spec.row.words // (4 * KEY_LANES))
@@ -91,13 +90,13 @@ def _make_multiply(row: Row, layout: PartsLayout):
         f = load4(kept, place + i * (LANE_WORDS * KEY_LANES))
         for n in range(2):
             c = zeros
-            if s % _CHAIN:
+            if s % CHAIN:
                 c = sums[n, 0], sums[n, 1], sums[n, 2], sums[n, 3]
             b0, b1 = words[first_row + n, 2 * s], words[first_row + n, 2 * s + 1]
             c = mma(f[0], f[1], f[2], f[3], b0, b1, c[0], c[1], c[2], c[3])
             for j in range(4):
                 sums[n, j] = c[j]
-            if s % _CHAIN == _CHAIN - 1 or s == steps - 1:
+            if s % CHAIN == CHAIN - 1 or s == steps - 1:
                 for j in range(2):
                     if i < steps:
                         scores[2 * n + j] += c[j] + c[j + 2]

@@ -14,31 +14,27 @@ from functools import cache
 
 from numbadsd.kernels import shared
 from numbadsd.kernels.cuda.launch import Kernel
-from numbadsd.kernels.cuda.mma_parts import HALVES
-from numbadsd.kernels.cuda.mma_step import KEY_LANES
+from numbadsd.kernels.cuda.mma_parts import HALVES, make_key_word, make_scale
 from numbadsd.kernels.cuda.ops import (
     bits_to_f32,
     cuda,
     device,
     f32_to_bits,
     float32,
-    fmax,
     int32,
     int64,
     load1,
-    shfl_xor,
     store1,
     uint32,
 )
 from numbadsd.kernels.cuda.score_tiles import ScoreSpec
 
-STEP = 16  # d that a product adds
 LANE_WORDS = 4  # of a lane for a step
 _BANKS = 32  # a read of 16 bytes takes 16 words of two heads: they must lie 16 banks apart
 # The largest |q| of a head is brought below 2^(this + 1); a part is at least the smallest half.
 _TOP_EXPONENTS = {"float16": 14, "bfloat16": 0}
 _SMALLEST = {"float16": float32(2.0**-24), "bfloat16": float32(2.0**-133)}
-_ZERO = float32(0)
+_ZERO, _ONE = float32(0), float32(1)
 
 _first_factor = device(shared.first_factor)
 _second_factor = device(shared.second_factor)
@@ -74,28 +70,6 @@ class PartsLayout:
 def most_head_words(arrays: int, head_dim: int) -> int:
     """Return the words of a head, of whatever type summaries are."""
     return arrays * head_dim * max(h.query_tiles for h in HALVES.values()) + _BANKS
-
-
-def _make_scale(head_dim: int, dtype: str):
-    """Return ``scale``: the power of 2 that a warp multiplies a head by, and its inverse."""
-    turns, top = -(-head_dim // 32), _TOP_EXPONENTS[dtype]
-
-    @device
-    def scale(queries, first, lane):
-        largest = _ZERO
-        for turn in range(turns):
-            d = int32(lane + 32 * turn)
-            if d < head_dim:
-                x = load1(queries, first + d)
-                largest = fmax(largest, fmax(x, -x))
-        for bit in range(5):
-            largest = fmax(largest, shfl_xor(largest, uint32(1 << bit)))
-        exponent = int32(f32_to_bits(largest) >> uint32(23))
-        biased = max(int32(1), min(int32(253), int32(top + 254 - exponent)))
-        inverse = bits_to_f32(uint32(uint32(254 - biased) << uint32(23)))
-        return bits_to_f32(uint32(uint32(biased) << uint32(23))), inverse
-
-    return scale
 
 
 def _make_store_pair(layout: PartsLayout):
@@ -148,24 +122,20 @@ def query_parts_kernel(bound: int, spec: ScoreSpec) -> Kernel:
     Writes    every word once
     """
     layout, head_dim, arrays = PartsLayout(spec), spec.head_dim, spec.arrays
-    scale, store_pair = _make_scale(head_dim, spec.summary_dtype), _make_store_pair(layout)
+    scale = make_scale(head_dim, _TOP_EXPONENTS[spec.summary_dtype])
+    store_pair, key_word = _make_store_pair(layout), make_key_word(spec.row.words)
     head_words, array_words, inverse_word = layout.head_words, layout.array_words, layout.inverse
     turns, pairs, tail_words = -(-head_dim // 64), head_dim // 2, head_words - inverse_word
-    whole = spec.row.words // (4 * KEY_LANES) * 4  # a lane's words of reads of 16 bytes
 
     def query_parts(queries, factors):
         lane, block = int32(cuda.threadIdx.x), int32(cuda.blockIdx.x)
         first, base = int64(block) * head_dim, int64(block) * head_words
-        factor, inverse = scale(queries, first, lane)
+        factor, inverse = scale(queries, first, _ONE, lane)
         for turn in range(turns):
             i = int32(lane + 32 * turn)
             if i < pairs:
                 t, half = (i >> int32(1)) & int32(3), i & int32(1)  # i: [step, t, half]
-                word = int32((i >> int32(3)) * 2 + half)
-                if word < whole:
-                    place = int32((word >> int32(2)) * (4 * KEY_LANES) + 4 * t + (word & int32(3)))
-                else:
-                    place = int32(whole * KEY_LANES + 2 * t + (word - whole))
+                place = key_word(int32((i >> int32(3)) * 2 + half), t)
                 x = load1(queries, first + int32(2 * place)) * factor
                 y = load1(queries, first + int32(2 * place + 1)) * factor
                 pair = base + int32(2 * i)

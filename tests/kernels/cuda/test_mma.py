@@ -6,8 +6,8 @@ import pytest
 
 from numbadsd.kernels.cuda import sim, sim_words
 from numbadsd.kernels.cuda.attend_spec import FMA, MMA, AttendSpec
-from numbadsd.kernels.cuda.mma_parts import HALVES
-from numbadsd.kernels.cuda.mma_step import KEY_LANES, VALUE_LANES, key_pieces, value_pieces
+from numbadsd.kernels.cuda.mma_parts import HALVES, KEY_LANES
+from numbadsd.kernels.cuda.mma_step import VALUE_LANES, key_pieces, value_pieces
 from numbadsd.kernels.cuda.ops import cuda
 from numbadsd.kernels.cuda.tiles import Row, in_turn
 
