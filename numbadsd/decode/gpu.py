@@ -133,6 +133,7 @@ class _GpuPath:
             step = GpuStep(self.pool, shape, self._options)
         self._steps[shape] = step  # the one used last is last
         if len(self._steps) > _KEPT_STEPS:
+            self.synchronize()  # nobody may have waited for the one that goes
             del self._steps[next(iter(self._steps))]
         return step
 

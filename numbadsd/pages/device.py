@@ -144,6 +144,7 @@ class DevicePagePool:
         batch = 1 << (num_requests - 1).bit_length()
         step = self._append_steps.get(batch)
         if step is None or (step.seed, step.generation) != (seed, self.tables.generation):
+            self.stream.synchronize()  # nobody may have waited for the one that goes
             step = self._append_steps[batch] = AppendStep(self, batch, seed)
         return step
 
